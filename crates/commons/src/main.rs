@@ -1,0 +1,2 @@
+//! The commons binary.
+fn main() {}
