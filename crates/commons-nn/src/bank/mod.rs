@@ -82,9 +82,10 @@ impl Bank {
 
     /// Stores `tensor` under `name`, replacing what was stored there.
     pub fn insert(&mut self, name: impl Into<String>, tensor: Tensor) -> Result<()> {
-        let tensor = tensor.to_device(&self.device)?.contiguous()?.detach();
-        // A fresh copy: a view into somebody else's storage must never be stepped in place.
-        self.stored.insert(name.into(), Var::from_tensor(&tensor.copy()?)?);
+        // Detached, a variable becomes an ordinary tensor, of which `from_tensor` makes a fresh
+        // copy: a view into somebody else's storage must never be stepped in place.
+        let tensor = tensor.to_device(&self.device)?.detach();
+        self.stored.insert(name.into(), Var::from_tensor(&tensor)?);
         Ok(())
     }
 
