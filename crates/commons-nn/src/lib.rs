@@ -1,1 +1,8 @@
-//! placeholder
+//! Models, checkpoints, tokenizers and data.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod error;
+pub mod format;
+pub mod mmap;
+
+pub use error::{Error, Result};
