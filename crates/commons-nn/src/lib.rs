@@ -1,1 +1,4 @@
-//! placeholder
+//! Neural networks whose weights are shared.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod data;
