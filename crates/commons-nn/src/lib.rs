@@ -4,5 +4,6 @@
 pub mod error;
 pub mod format;
 pub mod mmap;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
