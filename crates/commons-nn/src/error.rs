@@ -154,6 +154,29 @@ impl Error {
         }
     }
 
+    /// A configuration field (of `config.json`, of a run) whose value cannot be used.
+    pub fn config(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::invalid(format!("`{}`", field.into()), reason)
+    }
+
+    /// A weight whose sharing plan or shape does not hold together.
+    pub fn plan(weight: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::invalid(format!("weight `{}`", weight.into()), reason)
+    }
+
+    /// A weight that is neither stored nor made.
+    pub fn missing_weight(weight: impl Into<String>) -> Self {
+        Self::plan(weight, "is missing").remedy("the checkpoint does not fit the configuration")
+    }
+
+    /// This error inside the tensor engine's, for closures that must return the latter.
+    pub fn into_tensor_error(self) -> candle_core::Error {
+        match self {
+            Self::Tensor(error) => *error,
+            other => candle_core::Error::wrap(other),
+        }
+    }
+
     /// A refused file operation; `action` is a verb phrase.
     pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
         Self::Io {
