@@ -6,6 +6,9 @@ use crate::tree::Tree;
 
 const OPS: &str = "commons-ops";
 
+/// Packages that depend on candle-core themselves: the kernels, and the layer that stores weights.
+const ON_CANDLE: &[&str] = &[OPS, "commons-nn"];
+
 /// Names from candle whose backward pass is missing or wrong in 0.11, and the reason.
 const FAULTY: &[(&[&str], &str)] = &[
     (
@@ -51,7 +54,9 @@ pub fn behind_ops(tree: &Tree) -> Vec<Breach> {
     for package in &tree.packages {
         for dependency in &package.dependencies {
             let name = dependency.name.as_str();
-            if !name.starts_with("candle-") || (name == "candle-core" && package.name == OPS) {
+            if !name.starts_with("candle-")
+                || (name == "candle-core" && ON_CANDLE.contains(&package.name.as_str()))
+            {
                 continue;
             }
             let message = if name == "candle-core" {

@@ -45,7 +45,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "candle-behind-ops",
-        asks: "candle-core is reached through commons-ops; candle-nn and -transformers not at all",
+        asks: "method crates reach candle-core through commons-ops; nobody uses candle-nn",
         find: candle::behind_ops,
     },
     Rule {
