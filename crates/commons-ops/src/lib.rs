@@ -24,10 +24,12 @@ pub mod elementwise;
 pub mod grads;
 pub mod linear;
 pub mod loss;
+mod matmul;
 pub mod norm;
 pub mod optim;
 mod par;
 pub mod rope;
+pub mod simd;
 mod tape;
 #[cfg(test)]
 mod testing;
@@ -36,7 +38,7 @@ mod view;
 pub use attention::{AttentionOptions, attention};
 pub use checkpoint::checkpoint;
 pub use elementwise::{
-    Activation, activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
+    Activation, activation, add, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
 pub use grads::{Grads, backward, no_grad};
 pub use linear::{linear, linear_act, lora_linear};
