@@ -26,23 +26,25 @@ pub mod elementwise;
 pub mod grads;
 pub mod linear;
 pub mod loss;
+mod matmul;
 pub mod norm;
 pub mod optim;
 mod par;
 pub mod rope;
 pub mod share;
 mod slices;
+pub mod simd;
 mod tape;
 #[cfg(test)]
 mod testing;
 mod view;
 
-pub use arithmetic::{add, mse, scale, sum};
+pub use arithmetic::{mse, scale, sum};
 pub use attention::{AttentionOptions, attention};
 pub use checkpoint::checkpoint;
 pub use conv::{ConvOptions, conv_transpose1d, conv_transpose2d, conv1d, conv2d};
 pub use elementwise::{
-    Activation, activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
+    Activation, activation, add, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
 pub use grads::{Grads, backward, no_grad};
 pub use linear::{linear, linear_act, lora_linear};
