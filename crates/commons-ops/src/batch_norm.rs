@@ -814,7 +814,7 @@ mod tests {
         let x = var(1, &[5, 4, 3]);
         let (gain, bias) = (var(2, &[4]), var(3, &[4]));
         let t = x.transpose(0, 2).unwrap();
-        let y = batch_norm_relu(&t, &gain, &bias, Some(&t), 1e-5).unwrap().0;
+        let y = batch_norm_relu(&t, &gain, &bias, Some(&t), 1e-3).unwrap().0;
         let grads = backward(&mix(&y).unwrap()).unwrap();
         let plain = Var::from_tensor(&x.to_dtype(DType::F64).unwrap()).unwrap();
         let (gain, bias) = [&gain, &bias].map(|v| v.to_dtype(DType::F64).unwrap()).into();
@@ -822,8 +822,7 @@ mod tests {
         let want = reference(&[t.clone(), gain, bias, t], true, true).unwrap().0;
         assert!(distance(&y, &want) < 1e-5);
         let want = mix(&want).unwrap().backward().unwrap();
-        // The reference uses eps 1e-3; only agreement to that order can be asked for.
-        assert!(distance(grads.get(&x).unwrap(), want.get(&plain).unwrap()) < 1e-2);
+        assert!(distance(grads.get(&x).unwrap(), want.get(&plain).unwrap()) < 1e-4);
     }
 
     #[test]

@@ -364,7 +364,7 @@ mod tests {
         let o = PoolOptions { count_padding: false, ..o };
         assert_eq!(values(&avg_pool2d(&x, &o).unwrap()), [1., 2.5, 5.5, 7.0]);
         let y = adaptive_avg_pool2d(&x, [2, 1]).unwrap();
-        assert_eq!(values(&y), [25. / 6., 39. / 6.]);
+        assert!((values(&y)[0] - 25. / 6.).abs() < 1e-6 && values(&y)[1] == 6.5);
         let y = upsample_nearest2d(&x, 2, 5).unwrap();
         assert_eq!(values(&y), [1., 1., 2., 2., 3., 4., 4., 9., 9., 6.]);
     }
@@ -384,9 +384,10 @@ mod tests {
         let loss = (y + (x.as_tensor() * 3.0).unwrap().sum_all().unwrap()).unwrap();
         let grads = backward(&loss).unwrap();
         assert_eq!(values(grads.get(&x).unwrap()), [9.0; 24]);
-        let y = x.upsample_nearest2d(6, 12).unwrap().sum_all().unwrap();
+        let y = x.upsample_nearest2d(6, 8).unwrap().sum_all().unwrap();
         let theirs = (y + (x.as_tensor() * 3.0).unwrap().sum_all().unwrap()).unwrap().backward().unwrap();
-        assert_ne!(values(theirs.get(&x).unwrap()), [9.0; 24]);
+        let sum: f64 = values(theirs.get(&x).unwrap()).iter().sum();
+        assert_ne!(sum, (4.0 + 3.0) * 24.0, "candle has been mended");
     }
 
     #[test]
