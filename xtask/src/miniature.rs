@@ -39,9 +39,7 @@ const DOCS: &str = "//! Two layers share one weight.
 impl Miniature {
     /// A workspace of five packages and one method, without a breach.
     pub fn new() -> Self {
-        let tree = Self {
-            folder: tempfile::tempdir().unwrap(),
-        };
+        let tree = Self { folder: tempfile::tempdir().unwrap() };
         tree.write(
             "Cargo.toml",
             "[workspace]\nresolver = \"3\"\nmembers = [\"crates/*\"]\n[workspace.lints]\n",
