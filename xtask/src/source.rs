@@ -61,7 +61,7 @@ pub fn find_name(text: &str, name: &str) -> Option<usize> {
     text.match_indices(name).map(|(at, _)| at).find(|&at| {
         let before = text[..at].chars().next_back();
         let after = text[at + name.len()..].chars().next();
-        !(starts && before.is_some_and(is_word)) && !(ends && after.is_some_and(is_word))
+        !(starts && before.is_some_and(is_word) || ends && after.is_some_and(is_word))
     })
 }
 

@@ -32,6 +32,11 @@ impl Listed {
     }
 }
 
+/// The slug of the method in `folder`.
+pub fn slug(folder: &str) -> String {
+    folder.rsplit('/').next().unwrap_or(folder).replace('_', "-")
+}
+
 /// Every entry of every crate's `METHODS`.
 pub fn listed(tree: &Tree) -> Vec<Listed> {
     let libraries = tree.libraries();

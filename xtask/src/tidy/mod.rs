@@ -5,7 +5,7 @@
 
 mod candle;
 mod layers;
-mod methods;
+pub mod methods;
 mod paths;
 mod results;
 mod sources;

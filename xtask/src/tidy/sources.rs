@@ -15,8 +15,11 @@ const UNSAFE_MODULES: &[&str] = &[
 ];
 
 /// Library files that may read the clock, because elapsed time is what they report.
-const CLOCK_MODULES: &[&str] =
-    &["crates/commons-core/src/run", "crates/commons-nn/src/hub", "crates/commons-nn/src/train"];
+const CLOCK_MODULES: &[&str] = &[
+    "crates/commons-core/src/evidence/run",
+    "crates/commons-nn/src/hub",
+    "crates/commons-nn/src/train",
+];
 
 /// Where libraries may open connections.
 const NETWORK_MODULES: &[&str] =

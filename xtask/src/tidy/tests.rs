@@ -197,7 +197,7 @@ fn unfinished_code_is_found() {
 fn libraries_do_not_read_the_clock() {
     let code = "//! A crate.\nfn f() { let start = Instant::now(); }\n";
     let tree = Miniature::new();
-    tree.write("crates/commons-core/src/run/mod.rs", code);
+    tree.write("crates/commons-core/src/evidence/run.rs", code);
     tree.write("crates/commons/src/main.rs", code);
     expect_none(&tree);
     tree.write("crates/commons-core/src/running.rs", code);
@@ -286,6 +286,35 @@ fn documentation_has_its_headings_in_order() {
     let tree = Miniature::new();
     tree.replace(&module, "//! Two layers share one weight.\n//!\n", "");
     expect(&tree, "method-docs", &format!("{module}:1"));
+}
+
+#[test]
+fn results_belong_to_the_recipe_beside_them() {
+    let full = Miniature::method("full.toml");
+    let tree = Miniature::new();
+    tree.write(&full, "# Whole numbers may stand for floats.\nrate = 1\nsteps = 100\n");
+    expect_none(&tree);
+    tree.write(&full, "rate = 1\nsteps = 200\n");
+    expect(&tree, "fresh-results", &format!("{full}:2"));
+    tree.write(&full, "steps = 100\n[data]\nname = \"x\"\n");
+    expect(&tree, "fresh-results", &format!("{full}:3"));
+}
+
+#[test]
+fn results_are_those_of_this_method_and_recipe() {
+    let path = Miniature::method("result.json");
+    let tree = Miniature::new();
+    tree.replace(&path, "\"slug\": \"halving\"", "\"slug\": \"doubling\"");
+    expect(&tree, "fresh-results", &format!("{path}:3"));
+    let tree = Miniature::new();
+    tree.replace(&path, "\"recipe\": \"full\"", "\"recipe\": \"smoke\"");
+    expect(&tree, "fresh-results", &format!("{path}:5"));
+    let tree = Miniature::new();
+    tree.replace(&path, "\"verdict\": \"holds\"", "\"verdict\": \"fails\"");
+    expect(&tree, "fresh-results", &format!("{path}:1"));
+    let tree = Miniature::new();
+    tree.write(&path, "{ \"slug\": ");
+    expect(&tree, "fresh-results", &format!("{path}:1"));
 }
 
 #[test]
