@@ -40,15 +40,21 @@ impl Axis {
         }
     }
 
-    /// The same axis, stretched to hold zero (for bars).
-    pub(super) fn from_zero(self) -> Self {
+    /// The same axis for bars, which stand on zero: it holds zero, and ends there if no bar goes
+    /// `below` or `above` it.
+    pub(super) fn standing_on_zero(self, below: bool, above: bool) -> Self {
         if self.log {
             return self;
         }
-        // Bars stand on zero: no room on that side.
-        let low = if self.low > 0.0 { 0.0 } else { self.low };
-        let high = if self.high < 0.0 { 0.0 } else { self.high };
-        Self { low, high, ..self }
+        Self {
+            low: if below { self.low.min(0.0) } else { 0.0 },
+            high: if above || !below {
+                self.high.max(0.0)
+            } else {
+                0.0
+            },
+            ..self
+        }
     }
 
     /// Position of a value between the ends, 0 to 1; `None` if it cannot be shown.
@@ -180,7 +186,9 @@ mod tests {
                 assert!(axis.ticks(5).len() < 102);
             }
         }
-        let bars = Axis::fit([5.0, 6.0].into_iter(), false, 0.05).from_zero();
+        let bars = Axis::fit([5.0, 6.0].into_iter(), false, 0.05).standing_on_zero(false, true);
         assert_eq!(bars.position(0.0), Some(0.0));
+        let below = Axis::fit([-5.0, -6.0].into_iter(), false, 0.05).standing_on_zero(true, false);
+        assert_eq!(below.position(0.0), Some(1.0));
     }
 }

@@ -8,10 +8,10 @@ use std::fmt::Write;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 340.0;
-const LEFT: f64 = 62.0;
+const LEFT: f64 = 70.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 14.0;
-const BOTTOM: f64 = 46.0;
+const BOTTOM: f64 = 52.0;
 /// Colours in the style sheet; further curves start again with dashes.
 const COLOURS: usize = 8;
 /// Colours and fonts; part of a report's style sheet and of every standalone file.
@@ -269,7 +269,7 @@ impl Plot {
             let Some(at) = x.position(value).map(across) else {
                 continue;
             };
-            let (foot, text) = (HEIGHT - BOTTOM, HEIGHT - BOTTOM + 18.0);
+            let (foot, text) = (HEIGHT - BOTTOM, HEIGHT - BOTTOM + 20.0);
             let _ = write!(svg, "<path class=\"tick\" d=\"M{at:.1} {foot}v5\"/>");
             let _ = write!(
                 svg,
@@ -289,7 +289,11 @@ impl Plot {
             [bar.value, low, high]
         });
         let marks = self.marks.iter().map(|mark| mark.1);
-        let y = Axis::fit(ends.chain(marks), self.log_y, 0.08).from_zero();
+        let all: Vec<f64> = ends.chain(marks).collect();
+        let y = Axis::fit(all.iter().copied(), self.log_y, 0.08).standing_on_zero(
+            all.iter().any(|end| *end < 0.0),
+            all.iter().any(|end| *end > 0.0),
+        );
         self.draw_frame(svg, &y);
         let slot = (WIDTH - LEFT - RIGHT) / self.bars.len() as f64;
         let width = (slot * 0.62).min(70.0);
@@ -301,8 +305,7 @@ impl Plot {
                 let left = middle - width / 2.0;
                 let _ = write!(
                     svg,
-                    "<rect class=\"bar c{}\" x=\"{left:.1}\" y=\"{from:.1}\" width=\"{width:.1}\" height=\"{tall:.1}\" rx=\"2\"><title>{}: {}</title></rect>",
-                    index % COLOURS,
+                    "<rect class=\"bar c0\" x=\"{left:.1}\" y=\"{from:.1}\" width=\"{width:.1}\" height=\"{tall:.1}\" rx=\"2\"><title>{}: {}</title></rect>",
                     escape(&bar.name),
                     format::number(bar.value)
                 );
@@ -327,11 +330,11 @@ impl Plot {
                     middle - 5.0
                 );
             }
-            let room = (slot / 6.5).max(4.0) as usize;
+            let room = (slot / 7.5).max(4.0) as usize;
             let _ = write!(
                 svg,
                 "<text class=\"label middle\" x=\"{middle:.1}\" y=\"{}\">{}</text>",
-                HEIGHT - BOTTOM + 18.0,
+                HEIGHT - BOTTOM + 20.0,
                 escape(&shortened(&bar.name, room))
             );
         }
@@ -350,7 +353,7 @@ impl Plot {
                 svg,
                 "<text class=\"label end\" x=\"{}\" y=\"{:.1}\">{}</text>",
                 LEFT - 8.0,
-                at + 4.0,
+                at + 5.0,
                 escape(&label)
             );
         }
