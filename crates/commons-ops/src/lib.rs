@@ -43,14 +43,14 @@ mod tape;
 mod testing;
 mod view;
 
-pub use arithmetic::{mse, scale, sum};
+pub use arithmetic::{add, mse, scale, sum};
 pub use attention::{AttentionOptions, attention};
 pub use batch_norm::{batch_norm, batch_norm_eval, batch_norm_relu, group_norm};
 pub use checkpoint::checkpoint;
 pub use conv::{ConvOptions, conv_transpose1d, conv_transpose2d, conv1d, conv2d};
 pub use einsum::einsum;
 pub use elementwise::{
-    Activation, activation, add, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
+    Activation, activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
 pub use index::{
     argmax, cumsum, gather, index_add, index_select, one_hot, scatter_add, segment_sum, top_k,
