@@ -64,6 +64,7 @@
 mod evidence;
 mod init;
 mod lora;
+pub mod study;
 #[cfg(test)]
 mod tests;
 
