@@ -1,8 +1,7 @@
 //! Measures the claims.
 
-use std::path::Path;
-
 use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
+use commons_core::progress::{Progress, Task};
 use commons_core::table::{Table, Unit};
 use commons_core::{Seed, cells};
 use commons_nn::data::corpus::{self, Split};
@@ -124,7 +123,11 @@ impl Experiment for Evidence {
     type Config = Settings;
 
     fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
-        measure(settings, run).map_err(commons_core::Error::other)
+        measure(settings, run).map_err(|error| match error {
+            Error::Core(error) => error,
+            Error::Interrupted => commons_core::Error::Interrupted,
+            other => commons_core::Error::other(other),
+        })
     }
 }
 
@@ -163,11 +166,16 @@ impl Settings {
         let mut scratch = self.scratch.clone();
         scratch.train.seed = seed;
         let tokens = byte_tokens(&train);
-        let folder = run.checkpoints().join(format!("scratch-{seed}"));
-        let keep = HealRun { folder: Some(folder), resume: true, stop: run.stop_flag() };
+        let folder = run.checkpoints()?.join(format!("scratch-{seed}"));
+        let keep = HealRun { folder: Some(folder), resume: true, stop: run.stop().flag() };
+        let key = format!("scratch-{seed}/loss");
+        let mut logged = Ok(());
         let original = train_from_scratch(&scratch, &tokens, &keep, |report| {
-            run.log(report.step as u64, &format!("scratch_{seed}_loss"), report.loss);
+            if logged.is_ok() {
+                logged = run.log(report.step as u64, &key, report.loss);
+            }
         })?;
+        logged?;
         Ok(Material { original, heal: tokens, test: byte_tokens(&test) })
     }
 
@@ -184,6 +192,21 @@ impl Settings {
         text.truncate(end);
         Ok(text)
     }
+}
+
+/// Calls `work` with a context that shows the progress of `run` and obeys its stop flag.
+fn with_context<T>(seed: u64, run: &Run, work: impl FnOnce(&mut Context<'_>) -> Result<T>) -> Result<T> {
+    let shown = run.progress();
+    let mut current: Option<(String, Box<dyn Task>)> = None;
+    let mut progress = |what: &str, done: usize, total: usize| {
+        if current.as_ref().is_none_or(|(label, _)| label != what) {
+            current = Some((what.to_owned(), shown.task(what, Some(total as u64))));
+        }
+        if let Some((_, task)) = &mut current {
+            task.update(done as u64, "");
+        }
+    };
+    work(&mut Context { calibration: &[], seed, stop: run.stop().flag(), progress: &mut progress })
 }
 
 /// Scores conversions before any healing; returns the original's perplexity.
@@ -203,7 +226,9 @@ fn starts(settings: &Settings, material: &Material, seed: u64, run: &mut Run) ->
         .column("stored", Unit::Si)
         .column("perplexity", Unit::Plain);
     for start in &starts {
-        table.push(cells![format!("{:?}", start.init).to_lowercase(), start.rank, start.stored, start.perplexity]);
+        let init = format!("{:?}", start.init).to_lowercase();
+        run.log(start.rank as u64, &format!("{init}-{seed}/perplexity by rank"), start.perplexity)?;
+        table.push(cells![init, start.rank, start.stored, start.perplexity]);
     }
     run.table(table);
     Ok(original)
@@ -220,8 +245,18 @@ fn falling_share(starts: &[Start]) -> f64 {
 }
 
 fn healed(settings: &Settings, material: &Material, seed: u64, run: &mut Run) -> Result<Vec<Ending>> {
-    let folder = run.checkpoints();
-    let endings = with_context(seed, run, |context| settings.study.endings(material, seed, context, Some(&folder)))?;
+    let folder = run.checkpoints()?;
+    let mut losses = Vec::new();
+    let endings = with_context(seed, run, |context| {
+        settings.study.endings(material, seed, context, Some(&folder), &mut |variant, healed| {
+            losses.push((variant, healed.losses.clone()));
+        })
+    })?;
+    for (variant, losses) in losses {
+        for (step, loss) in losses.into_iter().enumerate() {
+            run.log(step as u64 + 1, &format!("{}-{seed}/healing loss", variant.key()), loss)?;
+        }
+    }
     for ending in &endings {
         let key = ending.variant.key();
         run.measure(&format!("perplexity_{key}"), ending.after);

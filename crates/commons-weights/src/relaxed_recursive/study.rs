@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Config, Init, LayerLoss, LoraInit, convert, truncate};
 use crate::baseline::{drop_layers, layers_for_budget, spread_layers};
 use crate::compress::Context;
-use crate::heal::{HealConfig, HealRun, heal};
+use crate::heal::{HealConfig, HealRun, Healed, heal};
 use crate::{Error, Result};
 
 /// What is compared.
@@ -227,7 +227,8 @@ impl Study {
         Ok(convert(&config, original, context)?.0)
     }
 
-    /// Heals every variant with `seed`, keeping checkpoints under `folder`.
+    /// Heals every variant with `seed`, keeping checkpoints under `folder` and
+    /// showing each healing to `observe`.
     ///
     /// # Errors
     /// When the study does not fit the model, or it is stopped.
@@ -237,6 +238,7 @@ impl Study {
         seed: u64,
         context: &mut Context<'_>,
         folder: Option<&Path>,
+        observe: &mut dyn FnMut(Variant, &Healed),
     ) -> Result<Vec<Ending>> {
         let mut endings: Vec<Ending> = Vec::new();
         let mut sizes = (0, 0);
@@ -251,7 +253,7 @@ impl Study {
             let before = self.score(&model, material)?;
             let folder = folder.map(|f| f.join(format!("{}-{seed}", variant.key())));
             let run = HealRun { folder, resume: true, stop: context.stop.clone() };
-            self.heal_one(variant, seed, &model, material, &run, context)?;
+            observe(variant, &self.heal_one(variant, seed, &model, material, &run, context)?);
             let after = self.score(&model, material)?;
             let layers = model.config.num_hidden_layers;
             endings.push(Ending { variant, seed, stored, layers, before, after });
@@ -267,7 +269,7 @@ impl Study {
         material: &Material,
         run: &HealRun,
         context: &mut Context<'_>,
-    ) -> Result<()> {
+    ) -> Result<Healed> {
         let mut config = self.heal.clone();
         config.train.seed = seed;
         let progress = &mut *context.progress;
@@ -275,7 +277,7 @@ impl Study {
         let healed = heal(model, Some(&material.original), material.heal.clone(), &config, run, |report| {
             progress(&label, report.step, report.steps);
         })?;
-        if healed.outcome == Outcome::Interrupted { Err(Error::Interrupted) } else { Ok(()) }
+        if healed.outcome == Outcome::Interrupted { Err(Error::Interrupted) } else { Ok(healed) }
     }
 }
 
