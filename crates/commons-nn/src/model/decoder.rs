@@ -99,17 +99,17 @@ impl Decoder {
         let c = &self.config;
         let device = self.bank.device();
         let scaling = rope_scaling(c.rope_scaling.as_ref())?;
-        let table = |theta, scaling: &RopeScaling| {
+        let table = |theta, scaling: RopeScaling| {
             let (cos, sin) = ops::rope_tables(start..start + len, c.head_dim, theta, scaling)?;
             Ok::<_, Error>((cos.to_device(device)?, sin.to_device(device)?))
         };
         let local = match c.rope_local_base_freq {
             Some(theta) if c.layer_types.iter().any(|t| *t == super::config::LayerType::SlidingAttention) => {
-                Some(table(theta, &RopeScaling::None)?)
+                Some(table(theta, RopeScaling::None)?)
             }
             _ => None,
         };
-        Ok(Rotary { global: table(c.rope_theta, &scaling)?, local })
+        Ok(Rotary { global: table(c.rope_theta, scaling)?, local })
     }
 
     /// Token embeddings `[batch, seq, hidden]` of `ids: [batch, seq]` (u32).
