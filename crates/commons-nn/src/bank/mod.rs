@@ -12,6 +12,7 @@ mod plan;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use commons_core::Seed;
 use commons_ops::{self as ops, DType, Device, Tensor, Var};
@@ -28,9 +29,10 @@ pub const PART: &str = "bank.";
 /// Cloning is shallow: both handles step the same parameters. [`Bank::deep_clone`] copies.
 #[derive(Debug, Clone)]
 pub struct Bank {
-    stored: BTreeMap<String, Var>,
-    plan: SharingPlan,
-    frozen: BTreeSet<String>,
+    // Behind handles, so that cloning a model (for a recomputed segment, a trainer) costs nothing.
+    stored: Arc<BTreeMap<String, Var>>,
+    plan: Arc<SharingPlan>,
+    frozen: Arc<BTreeSet<String>>,
     device: Device,
 }
 
@@ -44,9 +46,9 @@ impl Bank {
     /// An empty bank on `device`.
     pub fn new(device: Device) -> Self {
         Self {
-            stored: BTreeMap::new(),
-            plan: SharingPlan::default(),
-            frozen: BTreeSet::new(),
+            stored: Arc::default(),
+            plan: Arc::default(),
+            frozen: Arc::default(),
             device,
         }
     }
@@ -76,15 +78,16 @@ impl Bank {
     /// Replaces the plan after checking it against the stored tensors.
     pub fn set_plan(&mut self, plan: SharingPlan) -> Result<()> {
         plan.validate(|n| self.stored.contains_key(n))?;
-        self.plan = plan;
+        self.plan = Arc::new(plan);
         self.plan.iter().try_for_each(|(name, _)| self.shape(name).map(drop))
     }
 
     /// Stores `tensor` under `name`, replacing what was stored there.
     pub fn insert(&mut self, name: impl Into<String>, tensor: Tensor) -> Result<()> {
-        let tensor = tensor.to_device(&self.device)?.contiguous()?.detach();
-        // A fresh copy: a view into somebody else's storage must never be stepped in place.
-        self.stored.insert(name.into(), Var::from_tensor(&tensor.copy()?)?);
+        // Detached, a variable becomes an ordinary tensor, of which `from_tensor` makes a fresh
+        // copy: a view into somebody else's storage must never be stepped in place.
+        let tensor = tensor.to_device(&self.device)?.detach();
+        Arc::make_mut(&mut self.stored).insert(name.into(), Var::from_tensor(&tensor)?);
         Ok(())
     }
 
@@ -98,18 +101,18 @@ impl Bank {
             }
         }
         if !reads_itself {
-            self.stored.remove(name);
-            self.frozen.remove(name);
+            Arc::make_mut(&mut self.stored).remove(name);
+            Arc::make_mut(&mut self.frozen).remove(name);
         }
-        self.plan.set(name, entry);
+        Arc::make_mut(&mut self.plan).set(name, entry);
         self.shape(name).map(drop)
     }
 
     /// Forgets a weight: its plan entry and, if it is stored, its tensor.
     pub fn remove(&mut self, name: &str) {
-        self.plan.remove(name);
-        self.stored.remove(name);
-        self.frozen.remove(name);
+        Arc::make_mut(&mut self.plan).remove(name);
+        Arc::make_mut(&mut self.stored).remove(name);
+        Arc::make_mut(&mut self.frozen).remove(name);
     }
 
     /// Drops parts that no entry reads any more, and returns their names.
@@ -118,8 +121,8 @@ impl Bank {
         let unread = |n: &String| n.starts_with(PART) && !read.contains(n);
         let dropped: Vec<String> = self.stored.keys().filter(|n| unread(n)).cloned().collect();
         for name in &dropped {
-            self.stored.remove(name);
-            self.frozen.remove(name);
+            Arc::make_mut(&mut self.stored).remove(name);
+            Arc::make_mut(&mut self.frozen).remove(name);
         }
         dropped
     }
@@ -312,14 +315,14 @@ impl Bank {
         let (a_name, b_name) = (format!("{PART}lora.{name}.{k}.a"), format!("{PART}lora.{name}.{k}.b"));
         self.insert(&a_name, a)?;
         self.insert(&b_name, b)?;
-        self.plan.entry(name).plus.push(LowRank { a: a_name, b: b_name, scale });
+        Arc::make_mut(&mut self.plan).entry(name).plus.push(LowRank { a: a_name, b: b_name, scale });
         self.shape(name).map(drop)
     }
 
     /// Freezes the stored tensors for which `pick` is true and unfreezes the others; a frozen
     /// tensor gets no gradient and costs none.
     pub fn freeze(&mut self, pick: impl Fn(&str) -> bool) {
-        self.frozen = self.stored.keys().filter(|n| pick(n)).cloned().collect();
+        self.frozen = Arc::new(self.stored.keys().filter(|n| pick(n)).cloned().collect());
     }
 
     /// Stored tensors that are not frozen, in name order: what an optimiser steps.
@@ -377,7 +380,7 @@ impl Bank {
     /// A copy that shares no storage with this bank.
     pub fn deep_clone(&self) -> Result<Self> {
         let mut copy = Self::new(self.device.clone());
-        for (name, var) in &self.stored {
+        for (name, var) in self.stored.iter() {
             copy.insert(name, var.as_tensor().clone())?;
         }
         copy.plan = self.plan.clone();

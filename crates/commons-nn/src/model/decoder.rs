@@ -226,6 +226,21 @@ impl Decoder {
         self.final_norm(&x)
     }
 
+    /// [`Decoder::forward`] without a cache that keeps only the input of each layer and recomputes
+    /// the rest in the backward pass: a third more arithmetic, a fraction of the memory.
+    pub fn forward_recomputing(&self, ids: &Tensor) -> Result<Tensor> {
+        let (_, seq) = ids.dims2()?;
+        let rotary = self.rotary(0, seq)?;
+        let mut x = self.embed(ids)?;
+        for depth in 0..self.config.num_hidden_layers {
+            let (model, rotary) = (self.clone(), rotary.clone());
+            x = ops::checkpoint(&[&x], move |inputs| {
+                model.block(depth, &inputs[0], &rotary, None).map_err(Error::into_tensor_error)
+            })?;
+        }
+        self.final_norm(&x)
+    }
+
     /// Hidden states before every layer and after the last (un-normed): `layers + 1` tensors
     /// `[batch, seq, hidden]`.
     pub fn hidden_states(&self, ids: &Tensor) -> Result<Vec<Tensor>> {

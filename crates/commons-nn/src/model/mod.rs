@@ -6,8 +6,6 @@ mod decoder;
 mod io;
 mod kv;
 mod resnet;
-#[cfg(test)]
-mod tests;
 mod vit;
 
 pub use bert::{Bert, BertConfig};

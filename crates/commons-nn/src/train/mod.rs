@@ -6,8 +6,6 @@
 mod checkpoint;
 mod stream;
 mod schedule;
-#[cfg(test)]
-mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
