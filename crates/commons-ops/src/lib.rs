@@ -23,6 +23,7 @@ pub mod checkpoint;
 pub mod composed;
 mod conv;
 pub mod elementwise;
+pub mod gate;
 pub mod grads;
 pub mod linear;
 pub mod loss;
@@ -44,6 +45,7 @@ pub use conv::{ConvOptions, conv_transpose1d, conv_transpose2d, conv1d, conv2d};
 pub use elementwise::{
     Activation, activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
+pub use gate::gated_add;
 pub use grads::{Grads, backward, no_grad};
 pub use linear::{linear, linear_act, lora_linear};
 pub use loss::{LossOptions, cross_entropy, linear_cross_entropy, linear_kl};
