@@ -72,6 +72,8 @@ pub mod analysis;
 mod evidence;
 pub mod gates;
 pub mod groups;
+pub mod study;
+mod tables;
 #[cfg(test)]
 mod tests;
 
