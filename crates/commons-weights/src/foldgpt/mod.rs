@@ -1,9 +1,10 @@
 //! Depth folded away: blocks nobody misses are deleted, neighbours share one block's matrices.
 //!
 //! # Paper
-//! *FoldGPT: Simple and Effective Large Language Model Compression Scheme* (2024). The gate is
-//! that of *Gates with Differentiable Polarization* (a smoothed L0 norm). No official code was
-//! found; where the abstract leaves a choice, "Differs" names ours.
+//! Liu, Zeng, Li, Yan, Fu, Mei, Chen: *FoldGPT: Simple and Effective Large Language Model
+//! Compression Scheme*, arXiv:2407.00928 (2024). The gate is that of gates with differentiable
+//! polarization (a smoothed L0 norm). No official code was found; where the abstract leaves a
+//! choice, "Differs" names ours.
 //!
 //! # Problem
 //! On a phone the weights' bytes are the limit, not the arithmetic. Most blocks of a pretrained
