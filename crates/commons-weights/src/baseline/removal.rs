@@ -134,8 +134,11 @@ impl Probe {
     }
 
     fn embed(&self, model: &Decoder) -> Result<Vec<Tensor>> {
-        let inputs = |ids: &Tensor| Ok(ids.narrow(1, 0, ids.dim(1)? - 1)?.contiguous()?);
-        self.windows.iter().map(|ids| Ok(model.embed(&inputs(ids)?)?.detach())).collect()
+        let embed = |ids: &Tensor| -> Result<Tensor> {
+            let inputs = ids.narrow(1, 0, ids.dim(1)? - 1)?.contiguous()?;
+            Ok(model.embed(&inputs)?.detach())
+        };
+        self.windows.iter().map(embed).collect()
     }
 
     /// Hidden states before each of the layers `kept`, by place and window.

@@ -116,10 +116,10 @@ pub enum RankBy {
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Tune {
     /// Every stored parameter.
-    Full {},
+    Full,
     /// Everything in the blocks and the final norm; embedding and head stay.
     #[default]
-    Blocks {},
+    Blocks,
     /// Low-rank terms on every matrix of the blocks, and all norms. Members of a group share the
     /// terms as they share the matrix.
     Lora {
@@ -314,8 +314,8 @@ impl Tune {
     pub fn prepare(&self, mut model: Decoder, groups: &GroupPlan, seed: Seed) -> Result<Decoder> {
         let outside = |name: &str| !name.starts_with("model.layers.") && !name.starts_with("bank.");
         match self {
-            Self::Full {} => model.bank.freeze(|_| false),
-            Self::Blocks {} => model.bank.freeze(|n| outside(n) && n != "model.norm.weight"),
+            Self::Full => model.bank.freeze(|_| false),
+            Self::Blocks => model.bank.freeze(|n| outside(n) && n != "model.norm.weight"),
             Self::Lora { rank, alpha } => {
                 for layer in 0..model.config.num_hidden_layers {
                     let lead = groups.group_of(layer).map(|g| groups.groups[g].members.start);

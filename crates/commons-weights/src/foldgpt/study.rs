@@ -357,7 +357,7 @@ impl Study {
             GroupPlan::choose(&after, &after.influence(), &reduced.config, &options, stored)?
         };
         let model = groups.apply(reduced, arm.norms())?;
-        let model = Tune::Blocks {}.prepare(model, &groups, run.seed())?;
+        let model = Tune::Blocks.prepare(model, &groups, run.seed())?;
         Ok((removed, groups, model))
     }
 

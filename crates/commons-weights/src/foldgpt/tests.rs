@@ -22,14 +22,17 @@ fn small(layers: usize) -> Decoder {
     Decoder::init(DecoderConfig::llama(24, 16, layers, 4, 2, 24), Seed::new(7)).unwrap()
 }
 
-/// Text with structure: the next token is mostly a fixed function of the last two.
+/// Text with structure: the next token follows from the last or, after an even one, from the one
+/// before it; one in ten is random.
 fn text(len: usize) -> Vec<u32> {
     let mut rng = Seed::new(3).rng();
+    let after = Seed::new(4).permutation(16);
     let mut tokens = vec![1u32, 2];
     while tokens.len() < len {
         let (a, b) = (tokens[tokens.len() - 2], tokens[tokens.len() - 1]);
-        let noise = if rng.below(10) == 0 { rng.below(16) as u32 } else { 0 };
-        tokens.push((3 * a + 5 * b + 1 + noise) % 16);
+        let from = if b % 2 == 0 { a } else { b };
+        let next = if rng.below(10) == 0 { rng.below(16) as usize } else { after[from as usize] };
+        tokens.push(next as u32);
     }
     tokens
 }
@@ -65,7 +68,7 @@ fn trained() -> &'static Decoder {
         };
         let mut trainer = Trainer::new(config, &model.bank).unwrap();
         trainer.run(loss, |_| {}).unwrap();
-        assert!(trainer.losses()[149] < 1.5, "{:?}", trainer.losses().last());
+        assert!(trainer.losses()[149] < 1.2, "{:?}", trainer.losses());
         model.bank.freeze(|_| false);
         model
     })
@@ -341,7 +344,7 @@ fn lora_terms_belong_to_the_stored_matrix() {
 
 #[test]
 fn blocks_alone_are_tuned_by_default() {
-    let folded = Tune::Blocks {}.prepare(small(3), &GroupPlan::default(), Seed::new(0)).unwrap();
+    let folded = Tune::Blocks.prepare(small(3), &GroupPlan::default(), Seed::new(0)).unwrap();
     let frozen = |n: &str| !folded.bank.trainable().any(|(t, _)| t == n);
     assert!(frozen("model.embed_tokens.weight"));
     assert!(!frozen("model.norm.weight") && !frozen("model.layers.1.mlp.up_proj.weight"));
