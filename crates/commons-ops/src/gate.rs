@@ -1,6 +1,6 @@
 //! A scalar gate on a residual update.
 
-use candle_core::{CpuStorage, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::tape::{self, Cx, Op};
@@ -35,7 +35,7 @@ pub fn gated_add(x: &Tensor, update: &Tensor, gate: &Tensor) -> Result<Tensor> {
             })
         })
     })?;
-    tape::record(GatedAdd, &[x, update, gate], CpuStorage::F32(value), x.shape())
+    tape::record(GatedAdd, &[x, update, gate], value, x.shape())
 }
 
 /// [`gated_add`] as a candle graph, for other types and devices.
@@ -53,7 +53,7 @@ impl Op for GatedAdd {
     fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
         let (update, gate, grad) = (cx.args[1].clone(), cx.args[2].clone(), cx.grad.clone());
         if cx.wants(0) {
-            cx.share(0, grad.clone())?;
+            cx.pass(0)?;
         }
         if cx.wants(1) {
             let g = view::read(&gate, |g| Ok(g[0]))?;
@@ -66,7 +66,7 @@ impl Op for GatedAdd {
         }
         if cx.wants(2) {
             let product = view::read(&grad, |d| view::read(&update, |u| Ok(dot(d, u))))?;
-            cx.give(2, Tensor::full(product as f32, gate.shape(), gate.device())?)?;
+            cx.give_vec(2, vec![product as f32])?;
         }
         Ok(())
     }
