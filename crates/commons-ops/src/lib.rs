@@ -25,6 +25,7 @@ pub mod composed;
 pub mod conv;
 pub mod einsum;
 pub mod elementwise;
+pub mod gate;
 pub mod grads;
 pub mod index;
 pub mod linear;
@@ -59,6 +60,7 @@ pub use pool::{
     PoolOptions, adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, global_max_pool2d,
     max_pool2d, upsample_nearest2d,
 };
+pub use gate::gated_add;
 pub use grads::{Grads, backward, no_grad};
 pub use linear::{linear, linear_act, lora_linear};
 pub use loss::{LossOptions, cross_entropy, linear_cross_entropy, linear_kl};
