@@ -6,9 +6,9 @@ use std::{hint::black_box, time::Instant};
 
 /// Elements per call: a buffer that stays in the first-level cache, as fused kernels use it, and
 /// one that goes to memory.
-const SIZES: [usize; 2] = [1 << 12, 1 << 24];
-const ROUNDS: usize = 15;
-const ELEMENTS_PER_ROUND: usize = 1 << 24;
+const SIZES: [usize; 2] = [1 << 12, 1 << 22];
+const ROUNDS: usize = 401;
+const ELEMENTS_PER_ROUND: usize = 1 << 17;
 
 fn main() {
     println!(

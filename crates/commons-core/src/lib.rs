@@ -10,8 +10,15 @@
 )]
 
 pub mod error;
+pub mod format;
 pub mod fs;
+pub mod machine;
+mod number;
+pub mod progress;
 pub mod seed;
+pub mod stats;
+pub mod tensorboard;
 
 pub use error::{Context, Error, ErrorKind, Result};
+pub use progress::{Progress, Silent, Stop, Task};
 pub use seed::{Rng, Seed};

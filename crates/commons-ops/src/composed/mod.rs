@@ -1,0 +1,31 @@
+//! Every op as a plain candle graph.
+//!
+//! These are the definitions: they run for every float type and device, candle differentiates
+//! them, and the fused `f32` CPU kernels are tested against them in `f64`. Half-precision inputs
+//! are widened to `f32` inside normalisations, softmax and losses and narrowed at the end.
+
+mod attention;
+mod elementwise;
+mod linear;
+mod loss;
+mod norm;
+mod rope;
+
+pub use attention::attention;
+pub use elementwise::{
+    activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
+};
+pub use linear::{linear, linear_act, lora_linear};
+pub use loss::{cross_entropy, linear_cross_entropy, linear_kl};
+pub use norm::{layer_norm, log_softmax, rms_norm, softmax};
+pub use rope::rope;
+
+use candle_core::{DType, Result, Tensor};
+
+/// Widens half-precision tensors to `f32`; leaves `f32` and `f64` alone.
+pub(crate) fn widen(x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.to_dtype(DType::F32),
+        _ => Ok(x.clone()),
+    }
+}
