@@ -4,8 +4,8 @@
 mod cli;
 mod config;
 mod error;
+mod evidence;
 mod model;
-mod number;
 mod output;
 mod progress;
 mod signals;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use commons_nn::generate::{SamplerConfig, generate};
 use commons_nn::model::Decoder;
+use commons_nn::tokenizer::chat::{self, Message};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
@@ -67,7 +68,8 @@ pub fn load(app: &App, name: &str) -> Result<Loaded> {
 
 /// Tokens that end an answer.
 pub fn stop_tokens(loaded: &Loaded) -> Vec<u32> {
-    loaded.model.config.eos_token_id.into_iter().chain(loaded.tokenizer.eos()).collect()
+    let special = loaded.tokenizer.special();
+    loaded.model.config.eos_token_id.into_iter().chain(special.eos).chain(special.stop.iter().copied()).collect()
 }
 
 /// A chat with one message of the user, as the model was trained to see it.
@@ -75,12 +77,10 @@ pub fn stop_tokens(loaded: &Loaded) -> Vec<u32> {
 /// # Errors
 /// When the model has no chat template or it fails.
 pub fn chat_prompt(loaded: &Loaded, system: Option<&str>, prompt: &str) -> Result<String> {
-    let mut messages = Vec::new();
-    if let Some(system) = system {
-        messages.push(("system".to_owned(), system.to_owned()));
-    }
-    messages.push(("user".to_owned(), prompt.to_owned()));
-    Ok(loaded.tokenizer.chat(&messages, true)?)
+    let mut messages: Vec<Message> = system.map(|text| Message::new("system", text)).into_iter().collect();
+    messages.push(Message::new("user", prompt));
+    let options = chat::Options { add_generation_prompt: true, ..chat::Options::default() };
+    Ok(loaded.tokenizer.render_chat(&messages, &options)?)
 }
 
 /// What a model costs.

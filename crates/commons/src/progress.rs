@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use commons_nn::train::StepReport;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::number::{clock, short, significant};
+use commons_core::format::{number, si};
 
 /// Time between two lines of one task when standard error is not a terminal.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -92,6 +92,22 @@ impl Progress {
     }
 }
 
+impl commons_core::Progress for Progress {
+    fn task(&self, label: &str, total: Option<u64>) -> Box<dyn commons_core::Task> {
+        Box::new(Progress::task(self, label, total.unwrap_or(0)))
+    }
+
+    fn note(&self, text: &str) {
+        Progress::note(self, text);
+    }
+}
+
+impl commons_core::Task for Task {
+    fn update(&mut self, done: u64, status: &str) {
+        Task::update(self, done, status);
+    }
+}
+
 /// One thing being done. Its bar goes away when it is dropped.
 #[derive(Debug)]
 pub struct Task {
@@ -170,12 +186,21 @@ impl Steps {
         let left = self.seconds * (report.steps - report.step) as f64;
         format!(
             "loss {}  lr {:.1e}  |g| {}  {} tok/s  ETA {}",
-            significant(report.loss),
+            number(report.loss),
             report.learning_rate,
-            significant(report.grad_norm),
-            short(self.rate),
+            number(report.grad_norm),
+            si(self.rate),
             clock(left),
         )
+    }
+}
+
+/// Seconds as `0:07`, `12:34` or `1:02:03`.
+fn clock(seconds: f64) -> String {
+    let s = seconds.max(0.).round() as u64;
+    match s / 3600 {
+        0 => format!("{}:{:02}", s / 60, s % 60),
+        h => format!("{h}:{:02}:{:02}", s % 3600 / 60, s % 60),
     }
 }
 
@@ -191,5 +216,17 @@ impl Write for LogWriter {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_count_hours_only_when_there_are_any() {
+        assert_eq!(clock(7.4), "0:07");
+        assert_eq!(clock(754.), "12:34");
+        assert_eq!(clock(3723.), "1:02:03");
     }
 }

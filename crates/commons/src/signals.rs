@@ -1,24 +1,25 @@
 //! Ctrl-C: the first asks the work to stop at the next safe point, the second ends the process.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use crate::error::{Failure, Result, exit};
 use crate::output::Output;
 
 /// The flag that long work looks at.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop(commons_core::Stop);
 
 impl Stop {
     /// Installs the handler for interrupt, hang-up and termination.
     pub fn install() -> Self {
         let stop = Self::default();
-        let flag = stop.flag();
+        let flag = stop.inner();
         let handler = move || {
-            if flag.swap(true, Ordering::SeqCst) {
+            if flag.is_requested() {
                 std::process::exit(i32::from(exit::INTERRUPTED));
             }
+            flag.request();
             tracing::warn!("stopping at the next safe point; press Ctrl-C again to end at once");
         };
         if let Err(error) = ctrlc::set_handler(handler) {
@@ -27,14 +28,19 @@ impl Stop {
         stop
     }
 
-    /// The flag itself, for libraries.
+    /// The flag for libraries that take the request itself.
+    pub fn inner(&self) -> commons_core::Stop {
+        self.0.clone()
+    }
+
+    /// The flag for libraries that take a plain one.
     pub fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
+        self.0.flag()
     }
 
     /// Whether the user asked to stop.
     pub fn raised(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_requested()
     }
 
     /// Ends the process now, saying how to go on. For work that has nothing half done worth keeping

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::cli::App;
 use crate::error::{Failure, Result};
 use crate::model::Sources;
-use crate::number;
+use commons_core::format;
 
 /// Name of the corpus that is written by the binary itself.
 pub const CORPUS: &str = "corpus";
@@ -182,8 +182,8 @@ fn hold_out(whole: Text) -> Result<Division> {
     let division = Division {
         how: format!(
             "the last {} of {} bytes of {origin} are held out for measuring",
-            number::grouped(held as u64),
-            number::grouped(text.len() as u64),
+            format::grouped(held as i64),
+            format::grouped(text.len() as i64),
         ),
         test: Text { origin: format!("{origin}, held-out end"), text: text[cut..].to_owned() },
         train: Text { origin: format!("{origin}, without the held-out end"), text: text[..cut].to_owned() },
@@ -210,7 +210,7 @@ fn drop_common(mut division: Division) -> Result<Division> {
         return Err(Failure::usage(&division.train.origin, "holds nothing that the evaluation text does not hold")
             .help("give other text with --eval-data, or none: then the end of --data is held out"));
     }
-    division.how = format!("{}; {} lines found in both were dropped from training", division.how, number::grouped(common as u64));
+    division.how = format!("{}; {} lines found in both were dropped from training", division.how, format::grouped(common as i64));
     division.train.text = kept;
     Ok(division)
 }

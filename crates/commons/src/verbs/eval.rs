@@ -11,7 +11,7 @@ use crate::cli::{App, Done};
 use crate::config::{Layer, nearest, resolve};
 use crate::error::{During, Failure, Result};
 use crate::model::{self, EMBEDDED, Loaded, Options};
-use crate::number::{grouped, significant};
+use commons_core::format::{grouped, number};
 use crate::output::Grid;
 use crate::text::{self, CORPUS};
 use crate::examples;
@@ -167,7 +167,7 @@ pub fn measure(
         task.update(done as u64, "tokens");
     });
     let measured = measured.during(|| format!("measuring {}", text.origin))?;
-    task.finish(&format!("tokens, perplexity {}", significant(measured.perplexity)));
+    task.finish(&format!("tokens, perplexity {}", number(measured.perplexity)));
     Ok(measured)
 }
 
@@ -248,10 +248,10 @@ fn show(app: &App, result: &Evaluation) -> Result<()> {
     if let Some(text) = &result.text {
         let mut grid = Grid::new(&["", ""]);
         grid.row(["text", &text.data.origin]);
-        grid.row(["tokens", &grouped(text.measured.tokens as u64)]);
-        grid.row(["perplexity", &significant(text.measured.perplexity)]);
-        grid.row(["loss", &format!("{} nats per token", significant(text.measured.loss))]);
-        grid.row(["bits per byte", &significant(text.measured.bits_per_byte)]);
+        grid.row(["tokens", &grouped(text.measured.tokens as i64)]);
+        grid.row(["perplexity", &number(text.measured.perplexity)]);
+        grid.row(["loss", &format!("{} nats per token", number(text.measured.loss))]);
+        grid.row(["bits per byte", &number(text.measured.bits_per_byte)]);
         grid.row(["windows", &format!("{} tokens, moved by {}", text.windows.context, text.windows.stride)]);
         app.out.grid(&grid)?;
     }
@@ -268,7 +268,7 @@ fn show(app: &App, result: &Evaluation) -> Result<()> {
                 percent(m.accuracy),
                 percent(m.accuracy_norm),
                 percent(task.chance),
-                grouped(m.questions as u64),
+                grouped(m.questions as i64),
             ]);
         }
         app.out.grid(&grid)?;

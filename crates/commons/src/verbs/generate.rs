@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use clap::Args;
 use commons_nn::generate::{SamplerConfig, generate};
-use commons_nn::tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -13,7 +12,8 @@ use crate::cli::{App, Done};
 use crate::config::{Layer, resolve};
 use crate::error::{Failure, Result};
 use crate::model::{self, Options};
-use crate::{examples, number};
+use commons_core::format;
+use crate::examples;
 
 pub const EXAMPLES: &str = examples![
     "$ commons generate tiny --prompt 'sort fbda:' --greedy",
@@ -118,14 +118,15 @@ pub fn run(app: &App, args: &GenerateArgs) -> Result<Done> {
     let prompt = args.prompt()?;
     let loaded = model::load(app, &args.model)?;
     let tokenizer = &loaded.tokenizer;
-    let text = if config.chat { model::chat_prompt(&loaded, args.system.as_deref(), &prompt)? } else { prompt.clone() };
+    let written = if config.chat { model::chat_prompt(&loaded, args.system.as_deref(), &prompt)? } else { prompt.clone() };
     // A chat template writes its own first token.
-    let ids = tokenizer.encode(&text, !config.chat)?;
+    let ids = tokenizer.encode(&written, !config.chat)?;
     if ids.is_empty() {
         return Err(Failure::usage("--prompt", "is empty").help("give at least one character"));
     }
     let decoder = loaded.model.baked()?;
-    let mut stream = TextStream::new(tokenizer, &ids)?;
+    let mut stream = tokenizer.stream(true);
+    let mut text = String::new();
     let mut failure = None;
     let began = Instant::now();
     let mut first = None;
@@ -134,22 +135,24 @@ pub fn run(app: &App, args: &GenerateArgs) -> Result<Done> {
     }
     let new = generate(&decoder, &ids, config.max_tokens, &config.sampler, &model::stop_tokens(&loaded), |token| {
         first.get_or_insert_with(|| began.elapsed().as_secs_f64());
-        let written = stream.push(token).and_then(|piece| match app.out.json {
-            true => Ok(()),
-            false => app.out.stream(&piece),
+        let shown = stream.push(token).map_err(Failure::from).and_then(|piece| {
+            text.push_str(&piece);
+            if app.out.json { Ok(()) } else { app.out.stream(&piece) }
         });
-        failure = written.err();
+        failure = shown.err();
         failure.is_none() && !app.stop.raised()
     })?;
     if let Some(failure) = failure {
         return Err(failure);
     }
+    let rest = stream.finish()?;
+    text.push_str(&rest);
     let seconds = began.elapsed().as_secs_f64();
     let rate = speed(new.len(), seconds, first);
     if app.out.json {
         app.out.json(&json!({
             "prompt": prompt,
-            "text": stream.text,
+            "text": text,
             "prompt_tokens": ids.len(),
             "new_tokens": new.len(),
             "seconds": seconds,
@@ -158,12 +161,12 @@ pub fn run(app: &App, args: &GenerateArgs) -> Result<Done> {
             "settings": config,
         }))?;
     } else {
-        app.out.text("")?;
+        app.out.text(&rest)?;
         let first = first.map_or_else(|| "none".to_owned(), |s| format!("{:.2} s", s));
         app.progress.note(format!(
             "{} tokens, {} tokens/s, first after {first}",
             new.len(),
-            number::significant(rate),
+            format::number(rate),
         ));
     }
     app.stop.check().map(|()| Done::Well)
@@ -174,39 +177,6 @@ pub fn speed(tokens: usize, seconds: f64, first: Option<f64>) -> f64 {
     match (tokens, first) {
         (0 | 1, _) | (_, None) => tokens as f64 / seconds.max(1e-9),
         (n, Some(first)) => (n - 1) as f64 / (seconds - first).max(1e-9),
-    }
-}
-
-/// Text of a growing run of tokens, given out in whole characters.
-struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
-    ids: Vec<u32>,
-    /// Tokens whose text was given out whole, kept for context.
-    settled: usize,
-    text: String,
-}
-
-impl<'a> TextStream<'a> {
-    /// Starts after `prompt`: a tokenizer may write a word differently at the start of a text.
-    fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self> {
-        let ids = prompt[prompt.len() - 1..].to_vec();
-        Ok(Self { tokenizer, settled: ids.len(), ids, text: String::new() })
-    }
-
-    /// What `token` adds; empty while a character is incomplete.
-    fn push(&mut self, token: u32) -> Result<String> {
-        self.ids.push(token);
-        let before = self.tokenizer.decode(&self.ids[..self.settled], true)?;
-        let now = self.tokenizer.decode(&self.ids, true)?;
-        if now.ends_with('\u{fffd}') || !now.starts_with(&before) {
-            return Ok(String::new());
-        }
-        let piece = now[before.len()..].to_owned();
-        // One token of context is enough from here on.
-        self.ids.drain(..self.ids.len() - 1);
-        self.settled = 1;
-        self.text.push_str(&piece);
-        Ok(piece)
     }
 }
 

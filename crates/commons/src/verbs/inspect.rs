@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use crate::cli::{App, Done};
 use crate::error::{During, Result};
 use crate::model::Sources;
-use crate::number::{bytes, grouped};
+use commons_core::format::{bytes, grouped};
 use crate::output::Grid;
 use crate::examples;
 
@@ -284,7 +284,7 @@ fn show(app: &App, i: &Inspection) -> Result<()> {
         _ => i.dtypes.iter().map(|(d, n)| format!("{d} {:.1} %", share(n))).collect(),
     };
     grid.row(["dtype", &dtypes.join(", ")]);
-    grid.row(["tensors", &grouped(i.count as u64)]);
+    grid.row(["tensors", &grouped(i.count as i64)]);
     let count = |c: Count| format!("{} parameters, {}", grouped(c.parameters), bytes(c.bytes));
     grid.row(["stored", &count(i.stored)]);
     let ratio = i.stored.parameters as f64 / i.logical.parameters.max(1) as f64;
@@ -314,7 +314,7 @@ pub fn show_sharing(app: &App, lines: &[Line]) -> Result<()> {
     app.out.text("")?;
     let mut grid = Grid::new(&["sharing", ">weights", "which", "how"]);
     for line in lines {
-        grid.row([line.kind.to_owned(), grouped(line.weights as u64), line.which.clone(), line.how.clone()]);
+        grid.row([line.kind.to_owned(), grouped(line.weights as i64), line.which.clone(), line.how.clone()]);
     }
     app.out.grid(&grid)
 }

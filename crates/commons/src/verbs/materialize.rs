@@ -11,7 +11,8 @@ use serde_json::json;
 use crate::cli::{App, Done};
 use crate::error::{During, Failure, Result};
 use crate::model::{self, Target};
-use crate::{examples, number};
+use commons_core::format;
+use crate::examples;
 
 pub const EXAMPLES: &str = examples![
     "# a Hugging Face folder for transformers",
@@ -134,10 +135,10 @@ pub fn run(app: &App, args: &MaterializeArgs) -> Result<Done> {
         app.out.text(&format!(
             "{}: {} parameters in {}, {} (the source stored {})",
             args.out.display(),
-            number::grouped(logical as u64),
+            format::grouped(logical as i64),
             args.dtype().name(),
-            number::bytes(bytes),
-            number::grouped(stored as u64),
+            format::bytes(bytes),
+            format::grouped(stored as i64),
         ))?;
     }
     Ok(Done::Well)

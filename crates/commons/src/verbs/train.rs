@@ -20,7 +20,7 @@ use crate::cli::{App, Done};
 use crate::config::{Layer, nearest, resolve};
 use crate::error::{During, Failure, Result};
 use crate::model::{self, EMBEDDED, Loaded, Options, size_on_disk};
-use crate::number::{bytes, grouped, significant};
+use commons_core::format::{bytes, grouped, number};
 use crate::output::Grid;
 use crate::progress::Steps;
 use crate::signals::resume_command;
@@ -405,12 +405,12 @@ fn show(app: &App, r: &Report) -> Result<()> {
         return app.out.json(r);
     }
     let mut grid = Grid::new(&["", ""]);
-    grid.row(["parameters", &format!("{} stored, {} trained", grouped(r.stored as u64), grouped(r.trainable as u64))]);
-    grid.row(["steps", &format!("{}, {} tokens", grouped(r.steps as u64), grouped(r.tokens as u64))]);
-    grid.row(["loss", &format!("{} → {}", significant(r.first_loss), significant(r.last_loss))]);
-    let before = r.before.map_or_else(String::new, |b| format!("{} → ", significant(b.perplexity)));
-    grid.row(["held-out perplexity", &format!("{before}{}", significant(r.after.perplexity))]);
-    grid.row(["bits per byte", &significant(r.after.bits_per_byte)]);
+    grid.row(["parameters", &format!("{} stored, {} trained", grouped(r.stored as i64), grouped(r.trainable as i64))]);
+    grid.row(["steps", &format!("{}, {} tokens", grouped(r.steps as i64), grouped(r.tokens as i64))]);
+    grid.row(["loss", &format!("{} → {}", number(r.first_loss), number(r.last_loss))]);
+    let before = r.before.map_or_else(String::new, |b| format!("{} → ", number(b.perplexity)));
+    grid.row(["held-out perplexity", &format!("{before}{}", number(r.after.perplexity))]);
+    grid.row(["bits per byte", &number(r.after.bits_per_byte)]);
     grid.row(["text", r.text["apart"].as_str().unwrap_or_default()]);
     grid.row(["wrote", &format!("{} ({})", r.out, bytes(size_on_disk(Path::new(&r.out))?))]);
     if let Some(adapter) = &r.adapter {

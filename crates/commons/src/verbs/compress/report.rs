@@ -13,7 +13,7 @@ use super::settings::CompressConfig;
 use crate::cli::App;
 use crate::error::Result;
 use crate::model::{Cost, size_on_disk};
-use crate::number::{bytes, grouped, short, significant};
+use commons_core::format::{bytes, grouped, number, si};
 use crate::output::Grid;
 use crate::verbs::inspect::{Line, describe, show_sharing};
 
@@ -95,14 +95,14 @@ impl Report {
         let mut row = |label: &str, cell: &dyn Fn(&Measured) -> String| {
             grid.row([label.to_owned()].into_iter().chain(stages.iter().map(|(_, m)| cell(m))));
         };
-        row("stored parameters", &|m| grouped(m.cost.stored as u64));
-        row("logical parameters", &|m| grouped(m.cost.logical as u64));
+        row("stored parameters", &|m| grouped(m.cost.stored as i64));
+        row("logical parameters", &|m| grouped(m.cost.logical as i64));
         row("stored bytes (f32)", &|m| bytes(m.cost.bytes as u64));
         row("of the original", &|m| format!("{:.1} %", 100. * m.cost.stored as f64 / self.original.cost.stored.max(1) as f64));
-        row("perplexity", &|m| significant(m.quality.perplexity));
-        row("bits per byte", &|m| significant(m.quality.bits_per_byte));
-        row("generation, tokens/s", &|m| significant(m.tokens_per_second));
-        row("FLOPs per token", &|m| short(m.cost.flops_per_token as f64));
+        row("perplexity", &|m| number(m.quality.perplexity));
+        row("bits per byte", &|m| number(m.quality.bits_per_byte));
+        row("generation, tokens/s", &|m| number(m.tokens_per_second));
+        row("FLOPs per token", &|m| si(m.cost.flops_per_token as f64));
         grid
     }
 
@@ -123,12 +123,12 @@ impl Report {
             app.out.text(&format!(
                 "healed in {} steps, {} tokens: loss {} → {}",
                 h.steps,
-                grouped(h.tokens as u64),
-                significant(h.first_loss),
-                significant(h.last_loss),
+                grouped(h.tokens as i64),
+                number(h.first_loss),
+                number(h.last_loss),
             ))?;
         }
-        app.out.text(&format!("measured on {} tokens; {}", grouped(self.shared.quality.tokens as u64), self.apart()))?;
+        app.out.text(&format!("measured on {} tokens; {}", grouped(self.shared.quality.tokens as i64), self.apart()))?;
         let size = size_on_disk(self.out.as_ref())?;
         app.out.text(&format!("wrote {} ({})", app.out.bold(&self.out), bytes(size)))?;
         app.out.text(&app.out.dim(&format!("look at it: commons inspect {0}    use it: commons generate {0}", self.out)))
@@ -149,7 +149,7 @@ impl Report {
             model = self.model,
             method = self.method,
             table = self.grid().render(100, false),
-            tokens = grouped(self.shared.quality.tokens as u64),
+            tokens = grouped(self.shared.quality.tokens as i64),
             apart = self.apart(),
             settings = crate::work::SETTINGS,
         )
@@ -198,10 +198,10 @@ impl Plan {
         let mut grid = Grid::new(&["", ">original", ">shared"]);
         let both = |cell: &dyn Fn(&Cost) -> String| [cell(&self.original), cell(&self.shared)];
         let mut row = |label: &str, cells: [String; 2]| grid.row([label.to_owned()].into_iter().chain(cells));
-        row("stored parameters", both(&|c| grouped(c.stored as u64)));
-        row("logical parameters", both(&|c| grouped(c.logical as u64)));
+        row("stored parameters", both(&|c| grouped(c.stored as i64)));
+        row("logical parameters", both(&|c| grouped(c.logical as i64)));
         row("stored bytes (f32)", both(&|c| bytes(c.bytes as u64)));
-        row("FLOPs per token", both(&|c| short(c.flops_per_token as f64)));
+        row("FLOPs per token", both(&|c| si(c.flops_per_token as f64)));
         app.out.grid(&grid)?;
         show_sharing(app, &self.sharing)?;
         for table in &self.tables {

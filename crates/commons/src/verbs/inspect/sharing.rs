@@ -202,7 +202,7 @@ fn low_rank(plan: &SharingPlan, shapes: &BTreeMap<&str, &[usize]>) -> Option<Lin
         kind: "low-rank",
         weights: ranks.values().sum(),
         which: modules(&names),
-        how: format!("{ranks_text}{where_}, {} parameters", crate::number::grouped(parameters as u64)),
+        how: format!("{ranks_text}{where_}, {} parameters", commons_core::format::grouped(parameters as i64)),
     })
 }
 
