@@ -17,6 +17,7 @@ pub mod generate;
 pub mod mmap;
 pub mod model;
 pub mod optim;
+pub mod tokenizer;
 pub mod train;
 
 pub use error::{Error, Result};

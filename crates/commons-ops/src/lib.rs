@@ -16,10 +16,12 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)
 )]
 
+pub mod arithmetic;
 pub mod attention;
 mod check;
 pub mod checkpoint;
 pub mod composed;
+mod conv;
 pub mod elementwise;
 pub mod grads;
 pub mod linear;
@@ -28,13 +30,17 @@ pub mod norm;
 pub mod optim;
 mod par;
 pub mod rope;
+pub mod share;
+mod slices;
 mod tape;
 #[cfg(test)]
 mod testing;
 mod view;
 
+pub use arithmetic::{add, mse, scale, sum};
 pub use attention::{AttentionOptions, attention};
 pub use checkpoint::checkpoint;
+pub use conv::{ConvOptions, conv_transpose1d, conv_transpose2d, conv1d, conv2d};
 pub use elementwise::{
     Activation, activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
@@ -43,5 +49,6 @@ pub use linear::{linear, linear_act, lora_linear};
 pub use loss::{LossOptions, cross_entropy, linear_cross_entropy, linear_kl};
 pub use norm::{layer_norm, log_softmax, rms_norm, softmax};
 pub use rope::{RopeScaling, rope, rope_tables};
+pub use share::{HashedLayout, hashed, noise_sum, weighted_sum};
 
-pub use candle_core::{DType, Device, Error, Result, Shape, Tensor, Var};
+pub use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, Var};

@@ -35,7 +35,7 @@ pub fn questions(split: Split, kind: Kind, n: usize) -> Vec<Question> {
     let mut seen = BTreeSet::new();
     let mut questions = Vec::with_capacity(n);
     // Every tenth problem fits a small split, and late in a small one most have been seen.
-    for index in 0..1000 * n as u64 {
+    for index in 0..200 * n as u64 {
         if questions.len() == n {
             break;
         }
