@@ -10,6 +10,9 @@ use pulp::{Arch, Simd, WithSimd};
 /// Elements by which a panel or an output row may be overrun by the last tile.
 pub(super) const SLACK: usize = 128;
 
+/// Vectors of a correlation between two bounds checks; a block stays below [`SLACK`].
+const UNROLL: usize = 4;
+
 /// Bytes of packed weights kept hot while all positions of a panel pass by.
 const WEIGHT_BLOCK_BYTES: usize = 192 * 1024;
 
@@ -215,17 +218,22 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(
     for (weight, &base) in weights.iter().zip(at.bases) {
         let (column, _) = S::as_simd_f32s(&panel[base as usize..][..width]);
         let column: [S::f32s; NV] = std::array::from_fn(|v| column[v]);
-        for (sums, &weight) in sums.iter_mut().zip(weight) {
-            let weight = simd.splat_f32s(weight);
-            for (sum, &x) in sums.iter_mut().zip(&column) {
-                *sum = simd.mul_add_e_f32s(weight, x, *sum);
+        for row in 0..MR {
+            let weight = simd.splat_f32s(weight[row]);
+            for v in 0..NV {
+                sums[row][v] = simd.mul_add_e_f32s(weight, column[v], sums[row][v]);
             }
         }
     }
-    for (row, sums) in sums.iter().enumerate().take(at.rows) {
-        let out = &mut out[row * at.pitch + at.start..][..width];
-        let (out, _) = S::as_mut_simd_f32s(out);
-        out.copy_from_slice(sums);
+    // All indices into the sums are compile-time constants, else they would live in memory.
+    for row in 0..MR {
+        if row < at.rows {
+            let out = &mut out[row * at.pitch + at.start..][..width];
+            let (out, _) = S::as_mut_simd_f32s(out);
+            for v in 0..NV {
+                out[v] = sums[row][v];
+            }
+        }
     }
 }
 
@@ -236,7 +244,7 @@ impl WithSimd for Correlation<'_, f32> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Correlation { rows, pitch, bases, panel, positions, out } = self;
         let count = rows.len() / pitch.max(1);
-        let steps = positions.div_ceil(S::F32_LANES);
+        let blocks = positions.div_ceil(UNROLL * S::F32_LANES);
         let columns = bases.len();
         let mut row = 0;
         while row < count {
@@ -247,7 +255,7 @@ impl WithSimd for Correlation<'_, f32> {
             } else {
                 1
             };
-            let at = DotsAt { rows: &rows[row * pitch..], pitch, panel, steps };
+            let at = DotsAt { rows: &rows[row * pitch..], pitch, panel, blocks };
             let out = &mut out[row * columns..];
             for first in (0..columns).step_by(6) {
                 match height {
@@ -272,7 +280,7 @@ struct DotsAt<'a> {
     rows: &'a [f32],
     pitch: usize,
     panel: &'a [f32],
-    steps: usize,
+    blocks: usize,
 }
 
 /// `MR × NC` dot products accumulated in registers. Columns past the last are computed again
@@ -285,28 +293,35 @@ fn dots<S: Simd, const MR: usize, const NC: usize>(
     first: usize,
     out: &mut [f32],
 ) {
-    let len = at.steps * S::F32_LANES;
-    let rows: [&[S::f32s]; MR] =
-        std::array::from_fn(|m| &S::as_simd_f32s(&at.rows[m * at.pitch..][..len]).0[..at.steps]);
-    let columns: [&[S::f32s]; NC] = std::array::from_fn(|c| {
+    let len = at.blocks * UNROLL * S::F32_LANES;
+    let rows: [&[[S::f32s; UNROLL]]; MR] = std::array::from_fn(|m| {
+        S::as_simd_f32s(&at.rows[m * at.pitch..][..len]).0.as_chunks().0
+    });
+    let columns: [&[[S::f32s; UNROLL]]; NC] = std::array::from_fn(|c| {
         let base = bases[(first + c).min(bases.len() - 1)] as usize;
-        &S::as_simd_f32s(&at.panel[base..][..len]).0[..at.steps]
+        S::as_simd_f32s(&at.panel[base..][..len]).0.as_chunks().0
     });
     let mut sums = [[simd.splat_f32s(0.0); NC]; MR];
-    for step in 0..at.steps {
-        let row: [S::f32s; MR] = std::array::from_fn(|m| rows[m][step]);
-        for c in 0..NC {
-            let column = columns[c][step];
-            for m in 0..MR {
-                sums[m][c] = simd.mul_add_e_f32s(row[m], column, sums[m][c]);
+    for block in 0..at.blocks {
+        // Bounds are checked once per block.
+        let rows: [&[S::f32s; UNROLL]; MR] = std::array::from_fn(|m| &rows[m][block]);
+        let columns: [&[S::f32s; UNROLL]; NC] = std::array::from_fn(|c| &columns[c][block]);
+        for step in 0..UNROLL {
+            for c in 0..NC {
+                let column = columns[c][step];
+                for m in 0..MR {
+                    sums[m][c] = simd.mul_add_e_f32s(rows[m][step], column, sums[m][c]);
+                }
             }
         }
     }
     let count = NC.min(bases.len() - first);
-    for (m, sums) in sums.iter().enumerate() {
+    for m in 0..MR {
         let out = &mut out[m * bases.len() + first..][..count];
-        for (o, &sum) in out.iter_mut().zip(sums) {
-            *o += simd.reduce_sum_f32s(sum);
+        for c in 0..NC {
+            if c < count {
+                out[c] += simd.reduce_sum_f32s(sums[m][c]);
+            }
         }
     }
 }
