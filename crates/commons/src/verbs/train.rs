@@ -2,14 +2,15 @@
 
 mod arch;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use commons_core::Seed;
 use commons_core::fs::{create_folder, write_json_atomic};
-use commons_nn::bank::PART;
 use commons_nn::eval::Perplexity;
+use commons_nn::format::peft::{Adapter, LoraConfig as PeftConfig, LoraPair};
 use commons_nn::model::{BLOCK_MATRICES, Decoder, SaveFormat, layer_prefix};
 use commons_nn::train::{At, Loss, Outcome, Resume, TokenStream, TrainConfig, Trainer};
 use commons_ops::DType;
@@ -142,6 +143,12 @@ struct LoraConfig {
     alpha: Option<f32>,
     /// Last parts of module names.
     target_modules: Vec<String>,
+}
+
+impl LoraConfig {
+    fn alpha(&self) -> f32 {
+        self.alpha.unwrap_or(2. * self.rank as f32)
+    }
 }
 
 /// Settings of `train`.
@@ -300,17 +307,15 @@ fn start(app: &App, settings: &Settings) -> Result<Loaded> {
 
 /// Puts a low-rank term on every target and freezes everything else.
 fn add_adapters(model: &mut Decoder, lora: &LoraConfig, seed: Seed) -> Result<()> {
-    let alpha = lora.alpha.unwrap_or(2. * lora.rank as f32);
-    let before: Vec<String> = model.bank.stored_vars().map(|(n, _)| n.to_owned()).collect();
+    let before: BTreeSet<String> = model.bank.stored_vars().map(|(n, _)| n.to_owned()).collect();
     for layer in 0..model.config.num_hidden_layers {
         for matrix in BLOCK_MATRICES {
             if module_of(matrix).is_some_and(|m| lora.target_modules.iter().any(|t| t == m)) {
                 let name = format!("{}{matrix}", layer_prefix(layer));
-                model.bank.add_lora(&name, lora.rank, alpha, seed)?;
+                model.bank.add_lora(&name, lora.rank, lora.alpha(), seed)?;
             }
         }
     }
-    let before: std::collections::BTreeSet<String> = before.into_iter().collect();
     model.bank.freeze(|name| before.contains(name));
     Ok(())
 }
@@ -394,10 +399,23 @@ fn steps(app: &App, settings: &Settings, division: &Division, loaded: &Loaded, w
     }
 }
 
+/// Writes the trained terms as a PEFT adapter of the model they were put on.
 fn write_adapter(settings: &Settings, loaded: &Loaded, folder: &Path) -> Result<()> {
+    let lora = &settings.lora;
+    let bank = &loaded.model.bank;
+    let trained: BTreeSet<&str> = bank.trainable().map(|(name, _)| name).collect();
+    let mut pairs = BTreeMap::new();
+    for (name, entry) in bank.plan().iter() {
+        let Some(module) = name.strip_suffix(".weight") else { continue };
+        for term in entry.plus.iter().filter(|term| trained.contains(term.a.as_str())) {
+            let factor = |n: &str| Ok::<_, Failure>(bank.stored_var(n)?.as_detached_tensor());
+            pairs.insert(module.to_owned(), LoraPair { a: factor(&term.a)?, b: factor(&term.b)? });
+        }
+    }
+    let mut config = PeftConfig::new(lora.rank, f64::from(lora.alpha()), lora.target_modules.clone());
+    config.base_model_name_or_path = settings.model.clone();
     create_folder(folder)?;
-    let _ = (settings, loaded, PART);
-    Ok(())
+    Ok(Adapter { config, pairs, saved: BTreeMap::new() }.save(folder)?)
 }
 
 fn show(app: &App, r: &Report) -> Result<()> {
