@@ -2,7 +2,7 @@
 
 use crate::tape::{self, Cx, Op};
 use crate::view;
-use candle_core::{CpuStorage, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 /// `factor · x`.
 ///
@@ -13,7 +13,7 @@ pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
         return x.affine(f64::from(factor), 0.0);
     }
     let scaled = view::read(x, |x| Ok(x.iter().map(|x| factor * x).collect()))?;
-    tape::record(Scale(factor), &[x], CpuStorage::F32(scaled), x.shape())
+    tape::record(Scale(factor), &[x], scaled, x.shape())
 }
 
 struct Scale(f32);
@@ -38,7 +38,7 @@ pub fn sum(x: &Tensor) -> Result<Tensor> {
         return x.sum_all();
     }
     let total = view::read(x, |x| Ok(total(x.iter().map(|&x| f64::from(x)))))?;
-    tape::record(Sum, &[x], CpuStorage::F32(vec![total as f32]), ())
+    tape::record(Sum, &[x], vec![total as f32], ())
 }
 
 fn total(values: impl Iterator<Item = f64>) -> f64 {
@@ -75,7 +75,7 @@ pub fn mse(a: &Tensor, b: &Tensor) -> Result<Tensor> {
             Ok(total(a.iter().zip(b).map(|(a, b)| f64::from(a - b) * f64::from(a - b))) / n)
         })
     })?;
-    tape::record(Mse, &[a, b], CpuStorage::F32(vec![mean as f32]), ())
+    tape::record(Mse, &[a, b], vec![mean as f32], ())
 }
 
 struct Mse;

@@ -204,7 +204,7 @@ pub(crate) fn record(
     value: Vec<f32>,
     shape: impl Into<Shape>,
 ) -> Result<Tensor> {
-    record_storage(op, args, CpuStorage::F32(value), shape.into())
+    record_storage(op, args, CpuStorage::F32(value), shape)
 }
 
 /// [`record`] for a result of any type.
@@ -212,8 +212,9 @@ pub(crate) fn record_storage(
     op: impl Op,
     args: &[&Tensor],
     value: CpuStorage,
-    shape: Shape,
+    shape: impl Into<Shape>,
 ) -> Result<Tensor> {
+    let shape = shape.into();
     let tracked = args.iter().any(|arg| arg.track_op());
     if tracked && NO_GRAD.get() {
         SKIPPED.set(true);
