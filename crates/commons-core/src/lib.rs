@@ -10,13 +10,16 @@
 )]
 
 pub mod error;
+pub mod evidence;
 pub mod format;
 pub mod fs;
 pub mod machine;
 mod number;
 pub mod progress;
+pub mod report;
 pub mod seed;
 pub mod stats;
+pub mod table;
 pub mod tensorboard;
 
 pub use error::{Context, Error, ErrorKind, Result};

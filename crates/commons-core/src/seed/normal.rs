@@ -26,7 +26,7 @@ fn ln_1p_reduced(f: f32) -> f32 {
     p = p * f - 1.666_805_7e-1;
     p = p * f + 2.000_071_5e-1;
     p = p * f - 2.499_999_4e-1;
-    p = p * f + 3.333_333_1e-1;
+    p = p * f + 3.333_333e-1;
     f + (f * z * p - 0.5 * z)
 }
 
@@ -44,7 +44,7 @@ fn radius(word: u32) -> f32 {
     let f = if near_one { -distance } else { mantissa - 1.0 };
     let e = if near_one { 0.0 } else { exponent as f32 };
     // ln 2 in two parts, the first with few enough bits that e·HIGH is exact.
-    let ln = ln_1p_reduced(f) - e * 2.121_944_4e-4 + e * 0.693_359_375;
+    let ln = ln_1p_reduced(f) - e * 2.121_944_4e-4 + e * 0.693_359_4;
     (-2.0 * ln).sqrt()
 }
 

@@ -1,6 +1,6 @@
 //! Conversations as text: a model's own Jinja template, rendered as the reference library does.
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, State, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
@@ -76,19 +76,19 @@ pub fn render(
     put("eos_token", tokens.eos.clone().into());
     put("pad_token", tokens.pad.clone().into());
     put("tools", options.tools.clone().unwrap_or(Json::Null));
-    let environment = environment(options.date);
-    environment
-        .render_str(template, Value::from_serialize(&context))
+    let context = Value::from(Serde(&context));
+    environment(options.date)
+        .and_then(|environment| environment.render_str(template, context))
         .map_err(|e| match e.detail() {
             Some(detail) => Error::invalid("chat template", format!("{}: {detail}", e.kind())),
             None => Error::invalid("chat template", e.to_string()),
         })
 }
 
-fn environment(date: Option<(u16, u8, u8)>) -> Environment<'static> {
+fn environment(date: Option<(u16, u8, u8)>) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    let syntax = environment.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build()?;
+    environment.set_syntax(syntax);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python_method);
     environment.add_filter("tojson", to_json);
@@ -98,7 +98,7 @@ fn environment(date: Option<(u16, u8, u8)>) -> Environment<'static> {
     if let Some(date) = date {
         environment.add_function("strftime_now", move |format: String| format_date(&format, date));
     }
-    environment
+    Ok(environment)
 }
 
 /// `json.dumps` of Python: `", "` and `": "` between items, non-ASCII characters kept.
@@ -228,8 +228,8 @@ fn string_method(
         "lower" => text.to_lowercase().into(),
         "title" => title(text).into(),
         "capitalize" => capitalize(text).into(),
-        "startswith" => affix(text, arguments, str::starts_with).into(),
-        "endswith" => affix(text, arguments, str::ends_with).into(),
+        "startswith" => affix(arguments, |part| text.starts_with(part)).into(),
+        "endswith" => affix(arguments, |part| text.ends_with(part)).into(),
         "replace" => text.replace(needed(0)?, needed(1)?).into(),
         "count" => text.matches(needed(0)?).count().into(),
         "find" => match text.find(needed(0)?) {
@@ -257,13 +257,15 @@ fn split(text: &str, separator: Option<&str>, limit: Option<&Value>) -> Vec<Valu
 }
 
 /// `startswith` and `endswith` take one text or a tuple of them.
-fn affix(text: &str, arguments: &[Value], matches: impl Fn(&str, &str) -> bool) -> bool {
-    match arguments.first() {
-        Some(one) if one.as_str().is_some() => matches(text, one.as_str().unwrap_or_default()),
-        Some(many) => many
+fn affix(arguments: &[Value], matches: impl Fn(&str) -> bool) -> bool {
+    let Some(argument) = arguments.first() else {
+        return false;
+    };
+    match argument.as_str() {
+        Some(part) => matches(part),
+        None => argument
             .try_iter()
-            .is_ok_and(|mut items| items.any(|v| v.as_str().is_some_and(|v| matches(text, v)))),
-        None => false,
+            .is_ok_and(|mut parts| parts.any(|part| part.as_str().is_some_and(&matches))),
     }
 }
 

@@ -326,13 +326,13 @@ fn surround_with(
 }
 
 impl Tokenizer {
-    /// The `tokenizer.*` metadata of a GGUF file for a model with `vocab_size` embedding rows; rows
-    /// without a token become unused ones.
+    /// The `tokenizer.*` metadata of a GGUF file. Ids without a token become unused ones; so do, in
+    /// [`crate::format::gguf::export`], embedding rows beyond the vocabulary.
     ///
     /// # Errors
     /// When the tokenizer is neither byte-level BPE with a known way to cut words nor
-    /// SentencePiece-like BPE, or has more tokens than the model has rows.
-    pub fn to_gguf(&self, vocab_size: usize) -> Result<BTreeMap<String, Value>> {
+    /// SentencePiece-like BPE.
+    pub fn to_gguf(&self) -> Result<BTreeMap<String, Value>> {
         let unsupported = |what: &str| {
             Error::invalid("tokenizer", format!("{what} cannot be stored in GGUF"))
                 .remedy("write a Hugging Face folder instead")
@@ -344,19 +344,13 @@ impl Tokenizer {
             return Err(unsupported("its model"));
         }
         let size = self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        if size > vocab_size {
-            return Err(Error::invalid(
-                "tokenizer",
-                format!("has {size} tokens but the model has only {vocab_size} rows"),
-            ));
-        }
         let merges: Vec<(String, String)> = serde_json::from_value(model["merges"].clone())
             .map_err(|e| Error::invalid("tokenizer", format!("has unusual merges: {e}")))?;
         let mut out = BTreeMap::new();
         let mut put = |key: &str, value: Value| {
             out.insert(format!("tokenizer.{key}"), value);
         };
-        let (tokens, kinds) = self.listing(vocab_size, model["byte_fallback"] == true);
+        let (tokens, kinds) = self.listing(size, model["byte_fallback"] == true);
         if model["byte_fallback"] == true {
             let prefix = json["normalizer"].to_string().contains("\"Prepend\"");
             put("ggml.model", Value::String("llama".into()));
@@ -398,9 +392,9 @@ impl Tokenizer {
     }
 
     /// Every token in order of ids with its kind.
-    fn listing(&self, vocab_size: usize, byte_fallback: bool) -> (Vec<String>, Vec<i32>) {
+    fn listing(&self, size: usize, byte_fallback: bool) -> (Vec<String>, Vec<i32>) {
         let added = self.inner.get_added_tokens_decoder();
-        (0..vocab_size as u32)
+        (0..size as u32)
             .map(|id| {
                 let Some(token) = self.token(id) else {
                     return (format!("[PAD{id}]"), UNUSED as i32);

@@ -50,10 +50,10 @@ fn saved_tokenizers_encode_alike() {
         assert_eq!(from_json.special(), tokenizer.special());
         assert_eq!(from_json.chat_template(), tokenizer.chat_template());
         let path = folder.path().join("m.gguf");
-        let metadata = tokenizer.to_gguf(tokenizer.vocab_size() + 3).unwrap();
+        let metadata = tokenizer.to_gguf().unwrap();
         crate::format::gguf::write(&path, &metadata, &[], |_| Ok(Vec::new())).unwrap();
         let from_gguf = Tokenizer::open(&path).unwrap();
-        assert_eq!(from_gguf.vocab_size(), tokenizer.vocab_size() + 3);
+        assert_eq!(from_gguf.vocab_size(), tokenizer.vocab_size());
         for text in golden["texts"].as_array().unwrap() {
             let text = text.as_str().unwrap();
             for special in [false, true] {
@@ -171,13 +171,13 @@ fn python_habits_of_templates() {
         ("{% for k, v in tools[0].sub.items() %}{{ k }}{% endfor %}{{ tools[0].get('no', 'def') }}", "kdef"),
         ("{{ 'ab'.upper() }}{{ 'Ab c'.title() }}{{ 'x'.startswith('x') }}", "ABAb CTrue"),
         ("{%- if enable_thinking is defined and not enable_thinking %}off{% endif %}", "off"),
-        ("{{ messages[1].content.find('b') }} {{ ', '.join(['p', 'q']) }}", "19 p, q"),
+        ("{{ messages[1].content.find('b') }} {{ ', '.join(['p', 'q']) }}", "18 p, q"),
         ("{% if tools is not none and tools is iterable and messages[0].content is string %}y{% endif %}", "y"),
         ("  {% if true %}\nx\n  {% endif %}\ny", "x\ny"),
     ];
     for (template, expected) in cases {
         let text = render(template, json!({ "enable_thinking": false })).unwrap();
-        assert_eq!(text.replace("true", "True"), expected, "{template}");
+        assert_eq!(text, expected, "{template}");
     }
     let refused = render("{{ raise_exception('roles must alternate') }}", json!({})).unwrap_err();
     assert!(refused.to_string().contains("roles must alternate"), "{refused}");

@@ -92,7 +92,7 @@ fn names_map_both_ways() {
 
 fn config(arch: Architecture) -> Map<String, serde_json::Value> {
     let mut config = json!({
-        "model_type": arch.model_type(), "vocab_size": 32, "hidden_size": 64,
+        "model_type": arch.model_type(), "vocab_size": 272, "hidden_size": 64,
         "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128,
         "rms_norm_eps": 1e-5, "rope_theta": 50000.0, "tie_word_embeddings": false,
@@ -105,9 +105,9 @@ fn config(arch: Architecture) -> Map<String, serde_json::Value> {
 
 fn weights(arch: Architecture) -> BTreeMap<String, Tensor> {
     let shapes = [
-        ("model.embed_tokens.weight", vec![32, 64]),
+        ("model.embed_tokens.weight", vec![272, 64]),
         ("model.norm.weight", vec![64]),
-        ("lm_head.weight", vec![32, 64]),
+        ("lm_head.weight", vec![272, 64]),
         ("model.layers.0.input_layernorm.weight", vec![64]),
         ("model.layers.0.post_attention_layernorm.weight", vec![64]),
         ("model.layers.0.self_attn.q_proj.weight", vec![64, 64]),
@@ -145,7 +145,7 @@ fn weights(arch: Architecture) -> BTreeMap<String, Tensor> {
 fn exported(arch: Architecture, kind: GgmlType) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    let tokenizer = crate::tokenizer::Tokenizer::bytes().unwrap().to_gguf(300).unwrap();
+    let tokenizer = crate::tokenizer::Tokenizer::bytes().unwrap().to_gguf().unwrap();
     export(&path, &config(arch), &tokenizer, &weights(arch), kind).unwrap();
     std::fs::read(path).unwrap()
 }
