@@ -47,7 +47,7 @@ impl Progress {
 
     /// Writes a line to standard error without tearing a bar.
     fn above_bars(&self, text: &str) {
-        let mut write = || {
+        let write = || {
             // Nothing is left to tell if standard error is closed.
             let _ = writeln!(io::stderr(), "{}", text.trim_end());
         };

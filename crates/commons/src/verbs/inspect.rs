@@ -285,7 +285,7 @@ fn show(app: &App, i: &Inspection) -> Result<()> {
     };
     grid.row(["dtype", &dtypes.join(", ")]);
     grid.row(["tensors", &grouped(i.count as i64)]);
-    let count = |c: Count| format!("{} parameters, {}", grouped(c.parameters), bytes(c.bytes));
+    let count = |c: Count| format!("{} parameters, {}", grouped(c.parameters as i64), bytes(c.bytes));
     grid.row(["stored", &count(i.stored)]);
     let ratio = i.stored.parameters as f64 / i.logical.parameters.max(1) as f64;
     let saved = if i.sharing.is_empty() { String::new() } else { format!(" ({:.1} % of it stored)", 100. * ratio) };
@@ -325,7 +325,7 @@ fn show_tensors(app: &App, tensors: Option<&[Tensor]>) -> Result<()> {
     let mut grid = Grid::new(&["tensor", "dtype", ">shape", ">bytes"]);
     for t in tensors {
         let shape: Vec<String> = t.shape.iter().map(ToString::to_string).collect();
-        grid.row([t.name.clone(), t.dtype.clone(), shape.join(" × "), grouped(t.bytes)]);
+        grid.row([t.name.clone(), t.dtype.clone(), shape.join(" × "), grouped(t.bytes as i64)]);
     }
     app.out.grid(&grid)
 }

@@ -69,9 +69,8 @@ pub fn man(app: &App, args: &ManArgs) -> Result<Done> {
     root.build();
     let mut pages = vec![("commons.1".to_owned(), page(command())?)];
     for verb in root.get_subcommands().filter(|v| !v.is_hide_set()) {
-        let name = format!("commons-{}", verb.get_name());
-        let full = verb.clone().name(name.clone()).bin_name(format!("commons {}", verb.get_name()));
-        pages.push((format!("{name}.1"), page(full)?));
+        // Building gave every verb its full name.
+        pages.push((format!("commons-{}.1", verb.get_name()), page(verb.clone())?));
     }
     for (name, text) in &pages {
         write_atomic(folder.join(name), text)?;
