@@ -410,7 +410,7 @@ impl<T: Real> Op for BatchNormed<T> {
         if want_residual {
             cx.give(3, Tensor::from_vec(result.residual, shape, &device)?)?;
         } else if cx.args.len() > 3 && cx.wants(3) {
-            cx.pass(3)?;
+            cx.share(3, cx.grad.clone())?;
         }
         Ok(())
     }

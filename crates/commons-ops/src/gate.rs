@@ -35,7 +35,7 @@ pub fn gated_add(x: &Tensor, update: &Tensor, gate: &Tensor) -> Result<Tensor> {
             })
         })
     })?;
-    tape::record(GatedAdd, &[x, update, gate], value, x.shape())
+    tape::record_f32(GatedAdd, &[x, update, gate], value, x.shape())
 }
 
 /// [`gated_add`] as a candle graph, for other types and devices.
@@ -53,7 +53,7 @@ impl Op for GatedAdd {
     fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
         let (update, gate, grad) = (cx.args[1].clone(), cx.args[2].clone(), cx.grad.clone());
         if cx.wants(0) {
-            cx.pass(0)?;
+            cx.share(0, cx.grad.clone())?;
         }
         if cx.wants(1) {
             let g = view::read(&gate, |g| Ok(g[0]))?;

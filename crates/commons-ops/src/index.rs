@@ -379,7 +379,7 @@ impl Op for AddAt {
             cx.give(1, grad)?;
         }
         if cx.wants(0) {
-            cx.pass(0)?;
+            cx.share(0, cx.grad.clone())?;
         }
         Ok(())
     }
