@@ -76,15 +76,15 @@ impl Op for Segment {
         if !out.track_op() {
             return Ok(());
         }
-        let mut grads = tape::run(&out, cx.grad.clone())?;
+        let mut found = tape::run_store(&out, cx.grad.clone())?;
         drop(out);
         for (i, input) in inputs.iter().enumerate() {
-            if let Some(grad) = grads.remove(input)
+            if let Some(slot) = found.remove(input)
                 && cx.wants(i)
             {
-                cx.give(i, grad)?;
+                cx.merge(i, slot)?;
             }
         }
-        cx.leaves(grads)
+        cx.leaves(found)
     }
 }

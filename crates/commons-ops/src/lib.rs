@@ -16,6 +16,7 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)
 )]
 
+pub mod arithmetic;
 pub mod attention;
 pub mod batch_norm;
 mod check;
@@ -24,21 +25,26 @@ pub mod composed;
 pub mod conv;
 pub mod einsum;
 pub mod elementwise;
+pub mod gate;
 pub mod grads;
 pub mod index;
 pub mod linear;
 pub mod loss;
+mod matmul;
 pub mod norm;
 pub mod optim;
 mod par;
 pub mod pool;
 pub mod rope;
+pub mod share;
 mod slices;
+pub mod simd;
 mod tape;
 #[cfg(test)]
 mod testing;
 mod view;
 
+pub use arithmetic::{add, mse, scale, sum};
 pub use attention::{AttentionOptions, attention};
 pub use batch_norm::{batch_norm, batch_norm_eval, batch_norm_relu, group_norm};
 pub use checkpoint::checkpoint;
@@ -54,10 +60,12 @@ pub use pool::{
     PoolOptions, adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, global_max_pool2d,
     max_pool2d, upsample_nearest2d,
 };
+pub use gate::gated_add;
 pub use grads::{Grads, backward, no_grad};
 pub use linear::{linear, linear_act, lora_linear};
 pub use loss::{LossOptions, cross_entropy, linear_cross_entropy, linear_kl};
 pub use norm::{layer_norm, log_softmax, rms_norm, softmax};
 pub use rope::{RopeScaling, rope, rope_tables};
+pub use share::{HashedLayout, hashed, noise_sum, weighted_sum};
 
-pub use candle_core::{DType, Device, Error, Result, Shape, Tensor, Var};
+pub use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, Var};

@@ -1,6 +1,10 @@
 //! Matrix maps: `y = x Wᵀ + b`, with an activation or a low-rank update folded in.
 
-use crate::{Activation, composed};
+use crate::elementwise::{Activation, activate, slope_times};
+use crate::matmul::{mat, mat_mut, matmul};
+use crate::tape::{self, Cx, Op};
+use crate::view::{fused, read};
+use crate::{check, composed, par, simd};
 use candle_core::{Result, Tensor};
 
 /// `x Wᵀ + bias`: `x [.., in]`, `w [out, in]`, `bias [out]` → `[.., out]`.
@@ -11,7 +15,7 @@ use candle_core::{Result, Tensor};
 /// # Errors
 /// If the shapes do not fit.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    composed::linear(x, w, bias)
+    linear_act(x, w, bias, Activation::Identity)
 }
 
 /// `act(x Wᵀ + bias)`, shapes as in [`linear`].
@@ -24,7 +28,160 @@ pub fn linear_act(
     bias: Option<&Tensor>,
     act: Activation,
 ) -> Result<Tensor> {
-    composed::linear_act(x, w, bias, act)
+    let mut args = vec![x, w];
+    args.extend(bias);
+    if !fused(&args) {
+        return composed::linear_act(x, w, bias, act);
+    }
+    let shape = check::linear("linear", x, w, bias)?;
+    let mut y = affine(x, w, bias, &shape)?;
+    let before = match act {
+        Activation::Identity => None,
+        act => {
+            let keep = (act.needs_input() && tape::tracking(&args)).then(|| y.clone());
+            par::blocks(&mut y, |_, y| activate(act, y));
+            keep
+        }
+    };
+    tape::record_f32(Affine { act, before, shape: shape.sizes(w) }, &args, y, shape.out_dims)
+}
+
+/// `out[r, o] = bias[o] + Σ x[r, i] w[o, i]`.
+fn affine(x: &Tensor, w: &Tensor, bias: Option<&Tensor>, s: &check::Linear) -> Result<Vec<f32>> {
+    let sizes = s.sizes(w);
+    let mut y = vec![0f32; sizes.rows * sizes.outputs];
+    if let Some(bias) = bias {
+        read(bias, |bias| {
+            y.chunks_exact_mut(sizes.outputs.max(1)).for_each(|row| row.copy_from_slice(bias));
+            Ok(())
+        })?;
+    }
+    read(x, |x| {
+        read(w, |w| {
+            times_weight(&mut y, bias.is_some(), x, w, sizes, 1.0);
+            Ok(())
+        })
+    })?;
+    Ok(y)
+}
+
+/// Rows, inputs and outputs of a linear map.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+impl check::Linear {
+    fn sizes(&self, w: &Tensor) -> Sizes {
+        Sizes { rows: self.rows, inputs: self.inputs, outputs: w.dims()[0] }
+    }
+}
+
+/// `y (+)= alpha · x Wᵀ`.
+fn times_weight(y: &mut [f32], add: bool, x: &[f32], w: &[f32], s: Sizes, alpha: f32) {
+    let x = mat(x, s.rows, s.inputs, s.inputs);
+    let w = mat(w, s.outputs, s.inputs, s.inputs);
+    matmul(mat_mut(y, s.rows, s.outputs), add, x, w.transpose(), alpha);
+}
+
+/// `dx (+)= alpha · dy W`.
+fn input_gradient(dx: &mut [f32], add: bool, dy: &[f32], w: &[f32], s: Sizes, alpha: f32) {
+    let dy = mat(dy, s.rows, s.outputs, s.outputs);
+    let w = mat(w, s.outputs, s.inputs, s.inputs);
+    matmul(mat_mut(dx, s.rows, s.inputs), add, dy, w, alpha);
+}
+
+/// `dw (+)= alpha · dyᵀ x`.
+fn weight_gradient(dw: &mut [f32], add: bool, dy: &[f32], x: &[f32], s: Sizes, alpha: f32) {
+    let dy = mat(dy, s.rows, s.outputs, s.outputs);
+    let x = mat(x, s.rows, s.inputs, s.inputs);
+    matmul(mat_mut(dw, s.outputs, s.inputs), add, dy.transpose(), x, alpha);
+}
+
+/// Adds the column sums of `rows` to `total`, in pieces of fixed size.
+pub(crate) fn add_column_sums(total: &mut [f32], rows: &[f32]) {
+    let width = total.len().max(1);
+    let piece = par::rows_per_piece(width) * width;
+    let parts = par::map(rows.chunks(piece), rows.len(), |rows| {
+        let mut sum = vec![0f32; width];
+        simd::run(
+            #[inline(always)]
+            || {
+                for row in rows.chunks_exact(width) {
+                    for (s, x) in sum.iter_mut().zip(row) {
+                        *s += x;
+                    }
+                }
+            },
+        );
+        sum
+    });
+    for part in parts {
+        for (t, p) in total.iter_mut().zip(part) {
+            *t += p;
+        }
+    }
+}
+
+struct Affine {
+    act: Activation,
+    /// Input of the activation, if its slope cannot be told from the output.
+    before: Option<Vec<f32>>,
+    shape: Sizes,
+}
+
+impl Op for Affine {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
+        let s = self.shape;
+        let (grad, args, out) = (cx.grad.clone(), cx.args, cx.out);
+        read(&grad, |dy| {
+            let sloped;
+            let dy = match self.act {
+                Activation::Identity => dy,
+                act => {
+                    let mut dz = dy.to_vec();
+                    match &self.before {
+                        Some(z) => par::zip2(&mut dz, z, |dz, z| slope_times(act, dz, z)),
+                        None => read(out, |y| {
+                            par::zip2(&mut dz, y, |dz, y| slope_times(act, dz, y));
+                            Ok(())
+                        })?,
+                    }
+                    sloped = dz;
+                    &sloped
+                }
+            };
+            if cx.wants(0) {
+                cx.accumulate(0, |dx, fresh| {
+                    read(&args[1], |w| {
+                        input_gradient(dx, !fresh, dy, w, s, 1.0);
+                        Ok(())
+                    })
+                })?;
+            }
+            if cx.wants(1) {
+                cx.accumulate(1, |dw, fresh| {
+                    read(&args[0], |x| {
+                        weight_gradient(dw, !fresh, dy, x, s, 1.0);
+                        Ok(())
+                    })
+                })?;
+            }
+            if args.len() > 2 && cx.wants(2) {
+                cx.accumulate(2, |db, _| {
+                    add_column_sums(db, dy);
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// `x Wᵀ + bias + scale · (x Aᵀ) Bᵀ` (LoRA, Hu et al. 2021, equation 3) without ever forming
@@ -40,5 +197,96 @@ pub fn lora_linear(
     b: &Tensor,
     scale: f32,
 ) -> Result<Tensor> {
-    composed::lora_linear(x, w, bias, a, b, scale)
+    let mut args = vec![x, w, a, b];
+    args.extend(bias);
+    if !fused(&args) {
+        return composed::lora_linear(x, w, bias, a, b, scale);
+    }
+    let shape = check::linear("lora_linear", x, w, bias)?;
+    check::lora("lora_linear", w, a, b)?;
+    let full = shape.sizes(w);
+    let rank = a.dims()[0];
+    let down = Sizes { outputs: rank, ..full };
+    let up = Sizes { inputs: rank, ..full };
+    let mut y = affine(x, w, bias, &shape)?;
+    let mut low = vec![0f32; full.rows * rank];
+    read(x, |x| {
+        read(a, |a| {
+            times_weight(&mut low, false, x, a, down, 1.0);
+            Ok(())
+        })
+    })?;
+    read(b, |b| {
+        times_weight(&mut y, true, &low, b, up, scale);
+        Ok(())
+    })?;
+    tape::record_f32(Lora { low, scale, full, down, up }, &args, y, shape.out_dims)
+}
+
+struct Lora {
+    /// `x Aᵀ`.
+    low: Vec<f32>,
+    scale: f32,
+    full: Sizes,
+    down: Sizes,
+    up: Sizes,
+}
+
+impl Op for Lora {
+    fn name(&self) -> &'static str {
+        "lora_linear"
+    }
+
+    fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
+        let (grad, args) = (cx.grad.clone(), cx.args);
+        let (x, w, a, b) = (&args[0], &args[1], &args[2], &args[3]);
+        read(&grad, |dy| {
+            let mut dlow = vec![0f32; self.low.len()];
+            read(b, |b| {
+                input_gradient(&mut dlow, false, dy, b, self.up, self.scale);
+                Ok(())
+            })?;
+            if cx.wants(0) {
+                cx.accumulate(0, |dx, fresh| {
+                    read(w, |w| {
+                        input_gradient(dx, !fresh, dy, w, self.full, 1.0);
+                        Ok(())
+                    })?;
+                    read(a, |a| {
+                        input_gradient(dx, true, &dlow, a, self.down, 1.0);
+                        Ok(())
+                    })
+                })?;
+            }
+            if cx.wants(1) {
+                cx.accumulate(1, |dw, fresh| {
+                    read(x, |x| {
+                        weight_gradient(dw, !fresh, dy, x, self.full, 1.0);
+                        Ok(())
+                    })
+                })?;
+            }
+            if cx.wants(2) {
+                cx.accumulate(2, |da, fresh| {
+                    read(x, |x| {
+                        weight_gradient(da, !fresh, &dlow, x, self.down, 1.0);
+                        Ok(())
+                    })
+                })?;
+            }
+            if cx.wants(3) {
+                cx.accumulate(3, |db, fresh| {
+                    weight_gradient(db, !fresh, dy, &self.low, self.up, self.scale);
+                    Ok(())
+                })?;
+            }
+            if args.len() > 4 && cx.wants(4) {
+                cx.accumulate(4, |db, _| {
+                    add_column_sums(db, dy);
+                    Ok(())
+                })?;
+            }
+            Ok(())
+        })
+    }
 }

@@ -1,6 +1,8 @@
 //! Rotary position embedding (Su et al. 2021) in the half-split layout of Hugging Face Llama.
 
-use crate::composed;
+use crate::tape::{self, Cx, Op};
+use crate::view::{fused, read};
+use crate::{check, composed, par, simd};
 use candle_core::{Device, Result, Tensor, bail};
 use std::ops::Range;
 
@@ -95,5 +97,80 @@ pub fn rope_tables(
 /// # Errors
 /// If the shapes do not fit.
 pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    composed::rope(x, &cos.detach(), &sin.detach())
+    let (cos, sin) = (cos.detach(), sin.detach());
+    if !fused(&[x, &cos, &sin]) {
+        return composed::rope(x, &cos, &sin);
+    }
+    let (_, seq, heads, head_dim) = check::rope(x, &cos, &sin)?;
+    let turn = Turn {
+        cos: read(&cos, |t| Ok(t.to_vec()))?,
+        sin: read(&sin, |t| Ok(t.to_vec()))?,
+        seq,
+        heads,
+        head_dim,
+    };
+    let y = read(x, |x| Ok(turn.apply(x, 1.0)))?;
+    tape::record_f32(turn, &[x], y, x.shape())
+}
+
+struct Turn {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    seq: usize,
+    heads: usize,
+    head_dim: usize,
+}
+
+impl Turn {
+    /// Rotates by the angle (`direction` 1) or back (-1).
+    fn apply(&self, x: &[f32], direction: f32) -> Vec<f32> {
+        let mut y = vec![0f32; x.len()];
+        let width = (self.heads * self.head_dim).max(1);
+        let positions = par::rows_per_piece(width);
+        let half = self.head_dim / 2;
+        let work = y.len();
+        let tasks = y.chunks_mut(positions * width).zip(x.chunks(positions * width));
+        par::each(tasks.enumerate(), work, |(piece, (y, x))| {
+            simd::run(
+                #[inline(always)]
+                || {
+                    let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for (i, (y, x)) in rows.enumerate() {
+                        let at = (piece * positions + i) % self.seq * half;
+                        let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
+                        let heads = y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half));
+                        for (y, x) in heads {
+                            turn_head(y, x, cos, sin, direction);
+                        }
+                    }
+                },
+            );
+        });
+        y
+    }
+}
+
+#[inline(always)]
+fn turn_head(y: &mut [f32], x: &[f32], cos: &[f32], sin: &[f32], direction: f32) {
+    let half = cos.len();
+    let (ya, yb) = y.split_at_mut(half);
+    let (xa, xb) = x.split_at(half);
+    let outputs = ya.iter_mut().zip(yb);
+    let inputs = xa.iter().zip(xb).zip(cos.iter().zip(sin));
+    for ((ya, yb), ((&a, &b), (&c, &s))) in outputs.zip(inputs) {
+        let s = s * direction;
+        *ya = a * c - b * s;
+        *yb = b * c + a * s;
+    }
+}
+
+impl Op for Turn {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
+        let dx = read(cx.grad, |dy| Ok(self.apply(dy, -1.0)))?;
+        cx.give_vec(0, dx)
+    }
 }

@@ -24,13 +24,50 @@ pub(crate) trait Op: Send + Sync + 'static {
 }
 
 /// A gradient under construction.
-struct Slot {
+#[derive(Clone)]
+pub(crate) struct Slot {
     grad: Tensor,
-    /// Whether nobody else holds the storage, so that it may be written.
-    unique: bool,
+    /// Held by every slot on the same storage, which may be written when there is only one;
+    /// `None` if somebody outside the engine may hold it.
+    token: Option<Arc<()>>,
 }
 
-type Store = HashMap<TensorId, Slot>;
+impl Slot {
+    /// A gradient nobody else holds.
+    fn new(grad: Tensor) -> Self {
+        Self { grad, token: Some(Arc::default()) }
+    }
+
+    fn writable(&self) -> bool {
+        let alone = self.token.as_ref().is_some_and(|token| Arc::strong_count(token) == 1);
+        alone && view::fused(&[&self.grad])
+    }
+}
+
+/// Gradients by the tensor they belong to.
+#[derive(Default)]
+pub(crate) struct Store(HashMap<TensorId, Slot>);
+
+impl Store {
+    pub fn remove(&mut self, tensor: &Tensor) -> Option<Slot> {
+        self.0.remove(&tensor.id())
+    }
+
+    fn add(&mut self, id: TensorId, new: Slot) -> Result<()> {
+        match self.0.get_mut(&id) {
+            None => {
+                self.0.insert(id, new);
+            }
+            Some(slot) if slot.writable() => view::add_assign(&slot.grad, &new.grad)?,
+            Some(slot) => *slot = Slot::new((&slot.grad + &new.grad)?.detach()),
+        }
+        Ok(())
+    }
+
+    fn into_grads(self) -> Grads {
+        self.0.into_iter().map(|(id, slot)| (id, slot.grad)).collect()
+    }
+}
 
 /// What an [`Op`] sees while it runs backward.
 pub(crate) struct Cx<'a> {
@@ -39,6 +76,7 @@ pub(crate) struct Cx<'a> {
     pub out: &'a Tensor,
     /// Gradient of the result; contiguous, never to be written.
     pub grad: &'a Tensor,
+    token: Option<Arc<()>>,
     store: &'a mut Store,
 }
 
@@ -50,12 +88,26 @@ impl Cx<'_> {
 
     /// Adds a freshly computed gradient to argument `i`.
     pub fn give(&mut self, i: usize, grad: Tensor) -> Result<()> {
-        add(self.store, self.args[i].id(), grad, true)
+        self.store.add(self.args[i].id(), Slot::new(grad))
     }
 
-    /// Adds a gradient whose storage may be in use elsewhere.
+    /// Adds a freshly computed `f32` gradient to argument `i`.
+    pub fn give_vec(&mut self, i: usize, grad: Vec<f32>) -> Result<()> {
+        let arg = &self.args[i];
+        self.give(i, Tensor::from_vec(grad, arg.shape(), arg.device())?)
+    }
+
+    /// Adds a gradient of another engine run to argument `i`.
+    pub fn merge(&mut self, i: usize, slot: Slot) -> Result<()> {
+        self.store.add(self.args[i].id(), slot)
+    }
+
+    /// Adds a gradient whose storage may be in use elsewhere to argument `i`, such as the
+    /// gradient of the result itself.
     pub fn share(&mut self, i: usize, grad: Tensor) -> Result<()> {
-        add(self.store, self.args[i].id(), grad, false)
+        let own = view::same_storage(&grad, self.grad);
+        let token = if own { self.token.clone() } else { None };
+        self.store.add(self.args[i].id(), Slot { grad, token })
     }
 
     /// Lets `f` write (`fresh`) or add to the `f32` gradient of argument `i`. A fresh buffer
@@ -66,39 +118,21 @@ impl Cx<'_> {
         f: impl FnOnce(&mut [f32], bool) -> Result<()>,
     ) -> Result<()> {
         let arg = &self.args[i];
-        if let Some(slot) = self.store.get_mut(&arg.id()) {
-            if !slot.unique {
-                *slot = Slot { grad: slot.grad.copy()?, unique: true };
+        if let Some(slot) = self.store.0.get_mut(&arg.id()) {
+            if !slot.writable() {
+                *slot = Slot::new(slot.grad.copy()?);
             }
             return view::write(&slot.grad, |dst| f(dst, false));
         }
         let mut dst = vec![0f32; arg.elem_count()];
         f(&mut dst, true)?;
-        let grad = Tensor::from_vec(dst, arg.shape(), arg.device())?;
-        self.store.insert(arg.id(), Slot { grad, unique: true });
-        Ok(())
+        self.give_vec(i, dst)
     }
 
     /// Adds gradients of parameters that are not arguments (a checkpointed segment's).
-    pub fn leaves(&mut self, grads: Grads) -> Result<()> {
-        for (id, grad) in grads.into_iter() {
-            add(self.store, id, grad, true)?;
-        }
-        Ok(())
+    pub fn leaves(&mut self, found: Store) -> Result<()> {
+        found.0.into_iter().try_for_each(|(id, slot)| self.store.add(id, slot))
     }
-}
-
-fn add(store: &mut Store, id: TensorId, grad: Tensor, unique: bool) -> Result<()> {
-    match store.get_mut(&id) {
-        None => {
-            store.insert(id, Slot { grad: grad.contiguous()?, unique });
-        }
-        Some(slot) if slot.unique && view::fused(&[&slot.grad, &grad]) => {
-            view::add_assign(&slot.grad, &grad)?;
-        }
-        Some(slot) => *slot = Slot { grad: (&slot.grad + &grad)?.detach(), unique: true },
-    }
-    Ok(())
 }
 
 /// A recorded op and its arguments.
@@ -148,6 +182,33 @@ pub(crate) fn unrecorded<T>(f: impl FnOnce() -> T) -> (T, bool) {
     (out, skipped)
 }
 
+/// Whether a result of these arguments will be recorded.
+pub(crate) fn tracking(args: &[&Tensor]) -> bool {
+    !NO_GRAD.get() && args.iter().any(|arg| arg.track_op())
+}
+
+/// Runs `f`, during which this thread may pick up somebody else's work, with clean flags: a
+/// stolen job must not inherit [`unrecorded`] from the job that waits below it.
+pub(crate) fn isolated<T>(f: impl FnOnce() -> T) -> T {
+    let flags = (NO_GRAD.replace(false), SKIPPED.replace(false));
+    let side = SIDE.take();
+    let out = f();
+    NO_GRAD.set(flags.0);
+    SKIPPED.set(flags.1);
+    SIDE.set(side);
+    out
+}
+
+/// [`record`] for a result in `f32`.
+pub(crate) fn record_f32(
+    op: impl Op,
+    args: &[&Tensor],
+    value: Vec<f32>,
+    shape: impl Into<Shape>,
+) -> Result<Tensor> {
+    record(op, args, CpuStorage::F32(value), shape)
+}
+
 /// Makes the CPU result `value` of `op` on `args` a tensor of the graph.
 pub(crate) fn record(
     op: impl Op,
@@ -185,7 +246,7 @@ pub(crate) fn record(
 /// Hangs `value` into candle's graph below the node's arguments. Custom ops take three arguments
 /// at most: more are joined through one-element tokens that only carry the dependency.
 fn attach(node: &Arc<Node>, value: Mutex<Option<(CpuStorage, Shape)>>) -> Result<Tensor> {
-    let stash = Arc::new(Mutex::new(Store::new()));
+    let stash = Arc::new(Mutex::new(Store::default()));
     let mut rest = node.args.as_slice();
     let mut token: Option<Tensor> = None;
     while rest.len() > 3 - usize::from(token.is_some()) {
@@ -239,18 +300,19 @@ impl Link {
         let stash = match &self.work {
             Work::Token(stash) => stash,
             Work::Node(node, stash) => {
-                let mut store = Store::new();
+                let mut store = Store::default();
                 let grad = grad.contiguous()?;
-                let mut cx = Cx { args: &node.args, out, grad: &grad, store: &mut store };
+                let mut cx =
+                    Cx { args: &node.args, out, grad: &grad, token: None, store: &mut store };
                 node.op.backward(&mut cx)?;
                 put_aside(self.name, &node.args, &mut store)?;
-                lock(stash).extend(store);
+                lock(stash).0.extend(store.0);
                 stash
             }
         };
         let mut stash = lock(stash);
         args.iter()
-            .map(|arg| match stash.remove(&arg.id()) {
+            .map(|arg| match stash.remove(arg) {
                 Some(slot) => Ok(Some(slot.grad)),
                 // Candle expects a gradient for every tracked argument that is not a parameter.
                 None if arg.track_op() && !arg.is_variable() => arg.zeros_like().map(Some),
@@ -266,21 +328,20 @@ fn lock(stash: &Mutex<Store>) -> MutexGuard<'_, Store> {
 
 /// Moves parameters' gradients from `store` to the side store, if one is open.
 fn put_aside(op: &'static str, args: &[Tensor], store: &mut Store) -> Result<()> {
+    let is_arg = |id: &TensorId| args.iter().any(|arg| arg.id() == *id);
+    let is_inner = |id: &TensorId| args.iter().any(|arg| arg.id() == *id && !arg.is_variable());
     SIDE.with_borrow_mut(|side| {
-        let inner: Vec<TensorId> =
-            args.iter().filter(|arg| !arg.is_variable()).map(Tensor::id).collect();
         let Some(side) = side else {
-            let foreign = |id: &TensorId| !args.iter().any(|arg| arg.id() == *id);
-            if store.keys().any(foreign) {
+            if !store.0.keys().all(is_arg) {
                 bail!("{op}: call commons_ops::backward, candle's loses gradients here")
             }
             return Ok(());
         };
-        let leaves: Vec<TensorId> =
-            store.keys().filter(|id| !inner.contains(id)).copied().collect();
-        for id in leaves {
-            if let Some(slot) = store.remove(&id) {
-                add(side, id, slot.grad, slot.unique)?;
+        let all = std::mem::take(store);
+        for (id, slot) in all.0 {
+            match is_inner(&id) {
+                true => drop(store.0.insert(id, slot)),
+                false => side.add(id, slot)?,
             }
         }
         Ok(())
@@ -379,32 +440,42 @@ fn source(tensor: &Tensor) -> Source {
 
 /// The gradients of all parameters below `root`, given the gradient `seed` of `root`.
 pub(crate) fn run(root: &Tensor, seed: Tensor) -> Result<Grads> {
+    Ok(run_store(root, seed)?.into_grads())
+}
+
+/// [`run`], keeping track of who holds which gradient.
+pub(crate) fn run_store(root: &Tensor, seed: Tensor) -> Result<Store> {
     let Some(order) = order(root) else {
         return backward_by_candle(root, &seed);
     };
-    let mut store = Store::new();
-    add(&mut store, root.id(), seed, false)?;
+    let mut store = Store::default();
+    store.add(root.id(), Slot { grad: seed.contiguous()?, token: None })?;
     for (tensor, source) in order.iter().rev() {
         if matches!(source, Source::Parameter) {
             continue;
         }
-        let Some(Slot { grad, .. }) = store.remove(&tensor.id()) else {
+        let Some(Slot { grad, token }) = store.remove(tensor) else {
             continue;
         };
         match source {
-            Source::Recorded(node) => {
-                let mut cx =
-                    Cx { args: &node.args, out: tensor, grad: &grad, store: &mut store };
-                node.op.backward(&mut cx)?;
-            }
+            Source::Recorded(node) => node.op.backward(&mut Cx {
+                args: &node.args,
+                out: tensor,
+                grad: &grad,
+                token,
+                store: &mut store,
+            })?,
             Source::View(arg) => {
-                let (grad, unique) = view::backward(arg, tensor, grad)?;
-                add(&mut store, arg.id(), grad, unique)?;
+                let slot = match view::backward(arg, tensor, &grad)? {
+                    (grad, true) => Slot::new(grad),
+                    (grad, false) => Slot { grad, token },
+                };
+                store.add(arg.id(), slot)?;
             }
             Source::Parameter | Source::Foreign => {}
         }
     }
-    Ok(store.into_iter().map(|(id, slot)| (id, slot.grad)).collect())
+    Ok(store)
 }
 
 /// The tracked tensors below `root`, arguments first; `None` if a candle op is among them.
@@ -441,21 +512,21 @@ fn order(root: &Tensor) -> Option<Vec<(Tensor, Source)>> {
 }
 
 /// The same by candle's engine, for graphs with candle ops in them.
-fn backward_by_candle(root: &Tensor, seed: &Tensor) -> Result<Grads> {
+fn backward_by_candle(root: &Tensor, seed: &Tensor) -> Result<Store> {
     let loss = (root * seed)?.sum_all()?;
-    let outer = SIDE.replace(Some(Store::new()));
+    let outer = SIDE.replace(Some(Store::default()));
     let result = loss.backward();
-    let side = SIDE.replace(outer).unwrap_or_default();
+    let mut store = SIDE.replace(outer).unwrap_or_default();
     let mut found = result?;
-    let mut store = side;
     for node in loss.sorted_nodes() {
         if node.is_variable()
             && let Some(grad) = found.remove(node)
         {
-            add(&mut store, node.id(), grad.detach(), false)?;
+            let grad = grad.detach().contiguous()?;
+            store.add(node.id(), Slot { grad, token: None })?;
         }
     }
-    Ok(store.into_iter().map(|(id, slot)| (id, slot.grad)).collect())
+    Ok(store)
 }
 
 /// A parameter nobody trains, to keep results tracked that depend on parameters only inside.

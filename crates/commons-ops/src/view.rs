@@ -76,7 +76,7 @@ pub(crate) fn add_assign(dst: &Tensor, src: &Tensor) -> Result<()> {
 
 /// The gradient of `arg` when `out`, a view of it, has gradient `grad`; and whether the result
 /// owns its storage.
-pub(crate) fn backward(arg: &Tensor, out: &Tensor, grad: Tensor) -> Result<(Tensor, bool)> {
+pub(crate) fn backward(arg: &Tensor, out: &Tensor, grad: &Tensor) -> Result<(Tensor, bool)> {
     let (arg_layout, out_layout) = (arg.layout(), out.layout());
     let whole = arg_layout.shape().elem_count() == out_layout.shape().elem_count();
     if whole && arg_layout.is_contiguous() && out_layout.is_contiguous() {

@@ -1,1 +1,24 @@
-//! placeholder
+//! Sharing inside one model: looped blocks, folded layers, dictionaries, hashes.
+//!
+//! One folder per method, each with its paper, its mathematics, its code, its recipe and what was
+//! measured; [`METHODS`] lists them, [`COMPRESSORS`] those that take a pretrained decoder.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod baseline;
+pub mod compress;
+mod error;
+pub mod foldgpt;
+pub mod heal;
+pub mod material;
+pub mod relaxed_recursive;
+
+pub use compress::{AnyCompress, Compress, Context, Shared};
+pub use error::{Error, Result};
+
+use commons_core::Method;
+
+/// Every method of this crate, by slug.
+pub const METHODS: &[&dyn Method] = &[&foldgpt::Evidence, &relaxed_recursive::Evidence];
+
+/// Methods that compress a pretrained decoder.
+pub const COMPRESSORS: &[&dyn AnyCompress] = &[&foldgpt::FoldGpt, &relaxed_recursive::RelaxedRecursive];

@@ -24,6 +24,7 @@ pub use rng::Rng;
 use crate::error::{Error, Result};
 use philox::{LANES, TILE};
 use rayon::prelude::*;
+use std::marker::PhantomData;
 
 /// Elements one task of a parallel fill makes. Fixed, so that the split never depends on the
 /// number of threads (the values would not change anyway: each depends on its index alone).
@@ -50,10 +51,7 @@ pub struct Seed {
 impl Seed {
     /// The seed a user writes as a number.
     pub const fn new(seed: u64) -> Self {
-        Self {
-            key: [seed as u32, (seed >> 32) as u32],
-            stream: [0, 0],
-        }
+        Self { key: [seed as u32, (seed >> 32) as u32], stream: [0, 0] }
     }
 
     /// An independent seed for a named use, e.g. `seed.fork("client", 3)`. Different labels or
@@ -72,43 +70,29 @@ impl Seed {
                     block[4 * i + 3],
                 ])
             };
-            state = absorb(
-                state,
-                [word(0), word(1), word(2), word(3)],
-                [0x6c61_6265, 0x6c00_0001],
-            );
+            state = absorb(state, [word(0), word(1), word(2), word(3)], [0x6c61_6265, 0x6c00_0001]);
         }
         // The length closes the label, so that padding is never mistaken for text.
         let length = label.len() as u64;
-        let last = [
-            index as u32,
-            (index >> 32) as u32,
-            length as u32,
-            (length >> 32) as u32,
-        ];
+        let last = [index as u32, (index >> 32) as u32, length as u32, (length >> 32) as u32];
         let [k0, k1, s0, s1] = absorb(state, last, [0x696e_6465, 0x7800_0002]);
-        Self {
-            key: [k0, k1],
-            stream: [s0, s1],
-        }
+        Self { key: [k0, k1], stream: [s0, s1] }
     }
 
     /// Uniform 32-bit words `start .. start + out.len()` of the stream.
     pub fn bits(self, start: u64, out: &mut [u32]) {
-        self.fill(start, out, |words| *words);
+        self.fill::<u32, Bits>(start, out);
     }
 
     /// Uniform `f32` in [0, 1), multiples of 2⁻²⁴.
     pub fn uniform(self, start: u64, out: &mut [f32]) {
-        self.fill(start, out, |words| {
-            words.map(|row| row.map(|word| (word >> 8) as f32 * (1.0 / 16_777_216.0)))
-        });
+        self.fill::<f32, Uniform>(start, out);
     }
 
     /// Standard normals (mean 0, variance 1), each the exact Box–Muller value of its two words to
     /// within about 1e-6. The largest magnitude that can occur is 6.76.
     pub fn normal(self, start: u64, out: &mut [f32]) {
-        self.fill(start, out, normal::tile);
+        self.fill::<f32, Normal>(start, out);
     }
 
     /// [`Seed::bits`] on the threads of the current rayon pool.
@@ -140,75 +124,82 @@ impl Seed {
 
     /// A single number that stands for this seed, for libraries that want one.
     pub fn to_u64(self) -> u64 {
-        let [low, high, ..] = philox4x32_10(
-            [u32::MAX, u32::MAX, self.stream[0], self.stream[1]],
-            self.key,
-        );
+        let [low, high, ..] =
+            philox4x32_10([u32::MAX, u32::MAX, self.stream[0], self.stream[1]], self.key);
         u64::from(low) | u64::from(high) << 32
     }
 
-    /// Fills `out` with elements from `start` on; `convert` turns the words of a tile to values.
-    fn fill<T: Copy + Default>(
-        self,
-        start: u64,
-        out: &mut [T],
-        convert: impl Fn(&[[u32; LANES]; 4]) -> [[T; LANES]; 4] + Copy,
-    ) {
-        pulp::Arch::new().dispatch(Fill {
-            seed: self,
-            start,
-            out,
-            convert,
-        });
+    /// Fills `out` with elements from `start` on, compiled once for each instruction set.
+    fn fill<T: Copy, C: Convert<T>>(self, start: u64, out: &mut [T]) {
+        pulp::Arch::new().dispatch(Fill { seed: self, start, out, convert: PhantomData::<C> });
     }
 }
 
-/// The loop over tiles, compiled once for each instruction set by `pulp`'s dispatch.
-struct Fill<'a, T, F> {
+/// Turns the words of a tile into values. Implementations are plain loops over lanes, always
+/// inlined, which the compiler vectorises for the instruction set of its caller.
+trait Convert<T> {
+    fn tile(words: &[[u32; LANES]; 4]) -> [[T; LANES]; 4];
+}
+
+struct Bits;
+struct Uniform;
+struct Normal;
+
+impl Convert<u32> for Bits {
+    #[inline(always)]
+    fn tile(words: &[[u32; LANES]; 4]) -> [[u32; LANES]; 4] {
+        *words
+    }
+}
+
+impl Convert<f32> for Uniform {
+    #[inline(always)]
+    fn tile(words: &[[u32; LANES]; 4]) -> [[f32; LANES]; 4] {
+        let mut out = [[0.0; LANES]; 4];
+        let pairs = out.as_flattened_mut().iter_mut().zip(words.as_flattened());
+        for (value, word) in pairs {
+            // As a signed number: AVX2 converts only those, and 24 bits fit.
+            *value = (word >> 8) as i32 as f32 * (1.0 / 16_777_216.0);
+        }
+        out
+    }
+}
+
+impl Convert<f32> for Normal {
+    #[inline(always)]
+    fn tile(words: &[[u32; LANES]; 4]) -> [[f32; LANES]; 4] {
+        normal::tile(words)
+    }
+}
+
+/// The loop over tiles.
+struct Fill<'a, T, C> {
     seed: Seed,
     start: u64,
     out: &'a mut [T],
-    convert: F,
+    convert: PhantomData<C>,
 }
 
-impl<T, F> pulp::WithSimd for Fill<'_, T, F>
-where
-    T: Copy + Default,
-    F: Fn(&[[u32; LANES]; 4]) -> [[T; LANES]; 4],
-{
+impl<T: Copy, C: Convert<T>> pulp::WithSimd for Fill<'_, T, C> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) {
-        let Self {
-            seed,
-            start,
-            out,
-            convert,
-        } = self;
-        let make = |tile| convert(&philox::tile(seed.key, seed.stream, tile));
+        let Self { seed, start, mut out, .. } = self;
         let mut tile = start / TILE as u64;
-        let offset = (start % TILE as u64) as usize;
-        let head = if offset == 0 {
-            0
-        } else {
-            (TILE - offset).min(out.len())
-        };
-        let (head, rest) = out.split_at_mut(head);
-        if !head.is_empty() {
-            let values = make(tile);
-            head.copy_from_slice(&values.as_flattened()[offset..offset + head.len()]);
+        let mut offset = (start % TILE as u64) as usize;
+        // One call site, so that everything is inlined into the code of this instruction set.
+        while !out.is_empty() {
+            let values = C::tile(&philox::tile(seed.key, seed.stream, tile));
+            let count = (TILE - offset).min(out.len());
+            let (part, rest) = std::mem::take(&mut out).split_at_mut(count);
+            match <&mut [T; TILE]>::try_from(&mut *part) {
+                Ok(whole) => whole.copy_from_slice(values.as_flattened()),
+                Err(_) => part.copy_from_slice(&values.as_flattened()[offset..offset + count]),
+            }
+            out = rest;
+            offset = 0;
             tile = tile.wrapping_add(1);
-        }
-        let (tiles, tail) = rest.as_chunks_mut::<TILE>();
-        for chunk in tiles {
-            let values = make(tile);
-            chunk.copy_from_slice(values.as_flattened());
-            tile = tile.wrapping_add(1);
-        }
-        if !tail.is_empty() {
-            let values = make(tile);
-            tail.copy_from_slice(&values.as_flattened()[..tail.len()]);
         }
     }
 }
@@ -219,11 +210,16 @@ fn parallel<T: Send>(start: u64, out: &mut [T], fill: impl Fn(u64, &mut [T]) + S
         .for_each(|(i, part)| fill(start.wrapping_add((i * PARALLEL_CHUNK) as u64), part));
 }
 
-/// One step of the Miyaguchi–Preneel construction with Philox as the block function.
+/// Mixes a block into a hash state. The state is scrambled before the block meets it, so that a
+/// change of one can never be undone by a change of the other (seeds and indices are both small
+/// numbers); Philox, a bijection, is made one-way by adding its input (Davies–Meyer).
 fn absorb(state: [u32; 4], block: [u32; 4], tag: [u32; 2]) -> [u32; 4] {
-    let mixed: [u32; 4] = std::array::from_fn(|i| state[i] ^ block[i]);
-    let image = philox4x32_10(mixed, tag);
-    std::array::from_fn(|i| image[i] ^ state[i] ^ block[i])
+    let one_way = |x: [u32; 4]| {
+        let image = philox4x32_10(x, tag);
+        std::array::from_fn(|i| image[i] ^ x[i])
+    };
+    let scrambled: [u32; 4] = one_way(state);
+    one_way(std::array::from_fn(|i| scrambled[i] ^ block[i]))
 }
 
 #[cfg(test)]

@@ -1,0 +1,17 @@
+//! Models over the bank: decoders, encoders and image classifiers.
+
+mod bert;
+mod config;
+mod decoder;
+mod io;
+mod kv;
+mod resnet;
+mod vit;
+
+pub use bert::{Bert, BertConfig};
+pub use config::{DecoderConfig, Family, LayerType};
+pub use decoder::{BLOCK_MATRICES, Decoder, Rotary, ids_tensor, layer_prefix};
+pub use io::{Loaded, SaveFormat};
+pub use kv::KvCache;
+pub use resnet::{Mode, ResNet, ResNetConfig, is_running_statistic};
+pub use vit::{Vit, VitConfig};

@@ -1,0 +1,49 @@
+//! Errors of this crate.
+
+/// Result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong while sharing weights inside a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An option or a model that the method cannot work with.
+    #[error("{field}: {reason}")]
+    Config {
+        /// Option, tensor or property concerned.
+        field: String,
+        /// What is wrong and what would work.
+        reason: String,
+    },
+    /// Stopped on request.
+    #[error("interrupted")]
+    Interrupted,
+    /// Models, checkpoints, training.
+    #[error(transparent)]
+    Nn(#[from] commons_nn::Error),
+    /// Evidence, files.
+    #[error(transparent)]
+    Core(#[from] commons_core::Error),
+}
+
+impl Error {
+    /// An option or model property that cannot be used.
+    pub fn config(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Config { field: field.into(), reason: reason.into() }
+    }
+}
+
+impl From<commons_ops::Error> for Error {
+    fn from(error: commons_ops::Error) -> Self {
+        Self::Nn(error.into())
+    }
+}
+
+impl From<Error> for commons_nn::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Nn(e) => e,
+            other => Self::invalid("loss", other.to_string()),
+        }
+    }
+}
