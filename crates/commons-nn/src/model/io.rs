@@ -94,7 +94,7 @@ impl Loaded {
                 let bank = self.model.bank.materialize()?;
                 let weights = bank.stored_vars().map(|(n, v)| (n.to_owned(), v.as_detached_tensor())).collect();
                 let weights: std::collections::BTreeMap<String, Tensor> = weights;
-                gguf::export(path, &self.config_json()?, &self.tokenizer.to_gguf(self.model.config.vocab_size)?, &weights, kind)
+                gguf::export(path, &self.config_json()?, &self.tokenizer.to_gguf()?, &weights, kind)
             }
         }
     }
