@@ -6,6 +6,7 @@
 //! A method that shares layers has to beat it at the same number of stored parameters.
 
 pub mod scratch;
+pub mod source;
 #[cfg(test)]
 mod tests;
 
