@@ -5,6 +5,7 @@
 //! are its relatives): `K` of the `L` pretrained layers stay as they are, nothing is repeated.
 //! A method that shares layers has to beat it at the same number of stored parameters.
 
+pub mod removal;
 pub mod scratch;
 pub mod source;
 #[cfg(test)]
