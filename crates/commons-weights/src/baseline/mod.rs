@@ -7,6 +7,7 @@
 
 pub mod removal;
 pub mod scratch;
+pub mod source;
 #[cfg(test)]
 mod tests;
 

@@ -4,7 +4,8 @@
 use commons_ops::{Device, Tensor};
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
-use faer::{Diag, Mat, MatRef, Par};
+use faer::diag::Diag;
+use faer::{Mat, MatRef, Par};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,11 +79,11 @@ pub fn truncated_svd(matrix: &Tensor, rank: usize) -> Result<TruncatedSvd> {
     )
     .map_err(|_| Error::config("model", "a difference of layers has no decomposition: check the weights for NaN"))?;
     let singular_values: Vec<f32> = s.column_vector().iter().copied().collect();
-    let mut a = Vec::with_capacity(rank * input);
+    let mut a = Vec::<f32>::with_capacity(rank * input);
     for k in 0..rank {
         a.extend(v.col(k).iter());
     }
-    let mut b = Vec::with_capacity(out * rank);
+    let mut b = Vec::<f32>::with_capacity(out * rank);
     for row in 0..out {
         b.extend((0..rank).map(|k| u[(row, k)] * singular_values[k]));
     }

@@ -200,7 +200,7 @@ pub fn stored_in_layers(options: &Config, config: &DecoderConfig) -> Result<usiz
     };
     let unique = Looping::new(layers, options.loops, options.init, Seed::new(0))?.unique;
     let mut total = 0;
-    for (name, shape) in init::layer_weights(config) {
+    for (_, shape) in init::layer_weights(config) {
         let looped = options.share_norms || shape.len() == 2;
         total += shape.iter().product::<usize>() * if looped { unique } else { layers };
     }
