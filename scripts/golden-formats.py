@@ -139,6 +139,11 @@ def cut_pieces(source, path):
         if i < 6 or k == 6 or t == "\u2581" or (len(t) == 1 and ord(t) < 0x250)
         or (k == 4 and 105 <= i < 170) or (k == 1 and i < 3000)
     ]
+    # Every character of a kept piece must be a piece itself, as it is in whole vocabularies.
+    letters = {c for t, _, _ in kept for c in t}
+    names = {t for t, _, _ in kept}
+    rest = zip(read("ggml.tokens"), read("ggml.scores"), read("ggml.token_type"))
+    kept += [row for row in rest if row[0] in letters and row[0] not in names]
     writer.add_string("tokenizer.ggml.model", "llama")
     writer.add_array("tokenizer.ggml.scores", [float(s) for _, s, _ in kept])
     finish(writer, read, [t for t, _, _ in kept], [k for _, _, k in kept])

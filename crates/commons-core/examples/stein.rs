@@ -36,12 +36,7 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            dimensions: vec![2, 3, 5, 10, 20, 50],
-            spread: 1.0,
-            trials: 2000,
-            repeats: 10,
-        }
+        Self { dimensions: vec![2, 3, 5, 10, 20, 50], spread: 1.0, trials: 2000, repeats: 10 }
     }
 }
 
@@ -115,9 +110,7 @@ impl Stein {
             .column("saved", Unit::Percent)
             .column("trials", Unit::Si);
         let mut band = Vec::new();
-        let mut bars = Plot::new("Saved by sharing")
-            .x("means")
-            .y("share of the error");
+        let mut bars = Plot::new("Saved by sharing").x("means").y("share of the error");
         for (&d, values) in config.dimensions.iter().zip(risks) {
             let (mean, interval) = (stats::mean(values), stats::t_interval(values, 0.95)?);
             band.push((d as f64, mean, interval.low, interval.high));
@@ -130,10 +123,7 @@ impl Stein {
         }
         let theory = config.dimensions.iter().map(|&d| {
             let d = d as f64;
-            (
-                d,
-                1.0 - (d - 2.0).max(0.0) / d / (1.0 + config.spread * config.spread),
-            )
+            (d, 1.0 - (d - 2.0).max(0.0) / d / (1.0 + config.spread * config.spread))
         });
         run.plot(
             Plot::new("Risk against the number of means")
@@ -157,22 +147,11 @@ fn risk(config: &Config, d: usize, seed: Seed, mut curves: Option<&mut Run>) -> 
     let mut sums = [0.0; 2];
     for trial in 0..config.trials {
         seed.normal(trial * 2 * d as u64, &mut noise);
-        let theta: Vec<f64> = noise[..d]
-            .iter()
-            .map(|z| config.spread * f64::from(*z))
-            .collect();
-        let x: Vec<f64> = theta
-            .iter()
-            .zip(&noise[d..])
-            .map(|(t, z)| t + f64::from(*z))
-            .collect();
+        let theta: Vec<f64> = noise[..d].iter().map(|z| config.spread * f64::from(*z)).collect();
+        let x: Vec<f64> = theta.iter().zip(&noise[d..]).map(|(t, z)| t + f64::from(*z)).collect();
         let norm: f64 = x.iter().map(|v| v * v).sum();
         for (sum, scale) in sums.iter_mut().zip([1.0 - (d as f64 - 2.0) / norm, 1.0]) {
-            let error: f64 = x
-                .iter()
-                .zip(&theta)
-                .map(|(x, t)| (scale * x - t).powi(2))
-                .sum();
+            let error: f64 = x.iter().zip(&theta).map(|(x, t)| (scale * x - t).powi(2)).sum();
             *sum += error / d as f64;
         }
         let done = (trial + 1) as f64;
@@ -189,10 +168,7 @@ fn risk(config: &Config, d: usize, seed: Seed, mut curves: Option<&mut Run>) -> 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let root = arguments.next().unwrap_or_else(|| "runs".to_owned());
-    let source = ConfigSource {
-        sets: arguments.collect(),
-        ..ConfigSource::default()
-    };
+    let source = ConfigSource { sets: arguments.collect(), ..ConfigSource::default() };
     let result = Method::run(&Stein, &source, RunOptions::new(root, SystemTime::now()))?;
     println!("{}", result.claim_table().to_text());
     Ok(())

@@ -151,28 +151,20 @@ pub struct Table {
 impl Table {
     /// A table without columns or rows.
     pub fn new(title: impl Into<String>) -> Self {
-        Self {
-            title: title.into(),
-            ..Self::default()
-        }
+        Self { title: title.into(), ..Self::default() }
     }
 
     /// Adds a column.
     #[must_use]
     pub fn column(mut self, name: impl Into<String>, unit: Unit) -> Self {
-        self.columns.push(Column {
-            name: name.into(),
-            unit,
-        });
+        self.columns.push(Column { name: name.into(), unit });
         self
     }
 
     /// Adds columns of plain numbers or words.
     #[must_use]
     pub fn columns<'a>(self, names: impl IntoIterator<Item = &'a str>) -> Self {
-        names
-            .into_iter()
-            .fold(self, |table, name| table.column(name, Unit::Plain))
+        names.into_iter().fold(self, |table, name| table.column(name, Unit::Plain))
     }
 
     /// Adds a row.
@@ -183,17 +175,12 @@ impl Table {
     /// The entry in a row and column, [`Cell::Empty`] where there is none.
     pub fn cell(&self, row: usize, column: usize) -> &Cell {
         const NOTHING: &Cell = &Cell::Empty;
-        self.rows
-            .get(row)
-            .and_then(|cells| cells.get(column))
-            .unwrap_or(NOTHING)
+        self.rows.get(row).and_then(|cells| cells.get(column)).unwrap_or(NOTHING)
     }
 
     /// Whether a column holds numbers only, and so is set flush right.
     pub fn is_numeric(&self, column: usize) -> bool {
-        let mut cells = (0..self.rows.len())
-            .map(|row| self.cell(row, column))
-            .peekable();
+        let mut cells = (0..self.rows.len()).map(|row| self.cell(row, column)).peekable();
         cells.peek().is_some() && cells.all(|cell| matches!(cell, Cell::Number(_) | Cell::Empty))
     }
 
@@ -222,31 +209,18 @@ impl Table {
     /// A GitHub-flavoured Markdown table, ending with a newline.
     pub fn to_markdown(&self) -> String {
         let escape = |text: String| {
-            text.replace('\\', "\\\\")
-                .replace('|', "\\|")
-                .replace(['\n', '\r'], " ")
+            text.replace('\\', "\\\\").replace('|', "\\|").replace(['\n', '\r'], " ")
         };
-        let mut lines: Vec<Vec<String>> = vec![
-            self.columns
-                .iter()
-                .map(|c| escape(c.name.clone()))
-                .collect(),
-        ];
+        let mut lines: Vec<Vec<String>> =
+            vec![self.columns.iter().map(|c| escape(c.name.clone())).collect()];
         for row in 0..self.rows.len() {
             lines.push(
-                (0..self.columns.len())
-                    .map(|column| escape(self.shown(row, column)))
-                    .collect(),
+                (0..self.columns.len()).map(|column| escape(self.shown(row, column))).collect(),
             );
         }
         let widths: Vec<usize> = (0..self.columns.len())
             .map(|column| {
-                lines
-                    .iter()
-                    .map(|line| line[column].chars().count())
-                    .max()
-                    .unwrap_or(0)
-                    .max(3)
+                lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0).max(3)
             })
             .collect();
         let mut out = String::new();
@@ -288,12 +262,7 @@ impl Table {
             out.push_str(&fields.join(","));
             out.push_str("\r\n");
         };
-        line(
-            self.columns
-                .iter()
-                .map(|column| quote(column.name.clone()))
-                .collect(),
-        );
+        line(self.columns.iter().map(|column| quote(column.name.clone())).collect());
         for row in 0..self.rows.len() {
             line(
                 (0..self.columns.len())

@@ -1,8 +1,46 @@
-//! Scaling, sums and distances: the small steps between the large ones.
+//! Sums, scaling and distances: the small steps between the large ones.
 
 use crate::tape::{self, Cx, Op};
-use crate::view;
-use candle_core::{Result, Tensor, bail};
+use crate::{par, view};
+use candle_core::{CpuStorage, Result, Tensor, bail};
+
+/// `a + b` of one shape, such as an update on the residual stream.
+///
+/// # Errors
+/// If the shapes differ.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if a.dims() != b.dims() {
+        bail!("add: shapes {:?} and {:?} differ", a.dims(), b.dims())
+    }
+    if !view::fused(&[a, b]) {
+        return a + b;
+    }
+    let sum = view::read(a, |a| {
+        view::read(b, |b| {
+            let mut sum = a.to_vec();
+            par::zip2(&mut sum, b, |s, b| s.iter_mut().zip(b).for_each(|(s, b)| *s += b));
+            Ok(sum)
+        })
+    })?;
+    tape::record(Add, &[a, b], CpuStorage::F32(sum), a.shape())
+}
+
+struct Add;
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
+        for i in 0..2 {
+            if cx.wants(i) {
+                cx.share(i, cx.grad.clone())?;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// `factor · x`.
 ///
@@ -13,7 +51,7 @@ pub fn scale(x: &Tensor, factor: f32) -> Result<Tensor> {
         return x.affine(f64::from(factor), 0.0);
     }
     let scaled = view::read(x, |x| Ok(x.iter().map(|x| factor * x).collect()))?;
-    tape::record(Scale(factor), &[x], scaled, x.shape())
+    tape::record(Scale(factor), &[x], CpuStorage::F32(scaled), x.shape())
 }
 
 struct Scale(f32);
@@ -38,7 +76,7 @@ pub fn sum(x: &Tensor) -> Result<Tensor> {
         return x.sum_all();
     }
     let total = view::read(x, |x| Ok(total(x.iter().map(|&x| f64::from(x)))))?;
-    tape::record(Sum, &[x], vec![total as f32], ())
+    tape::record(Sum, &[x], CpuStorage::F32(vec![total as f32]), ())
 }
 
 fn total(values: impl Iterator<Item = f64>) -> f64 {
@@ -75,7 +113,7 @@ pub fn mse(a: &Tensor, b: &Tensor) -> Result<Tensor> {
             Ok(total(a.iter().zip(b).map(|(a, b)| f64::from(a - b) * f64::from(a - b))) / n)
         })
     })?;
-    tape::record(Mse, &[a, b], vec![mean as f32], ())
+    tape::record(Mse, &[a, b], CpuStorage::F32(vec![mean as f32]), ())
 }
 
 struct Mse;
@@ -107,6 +145,8 @@ mod tests {
     #[test]
     fn each_agrees_with_candle_and_finite_differences() {
         let (a, b) = (randn(1, &[3, 5]), randn(2, &[3, 5]));
+        agree(&[&a, &b], |x| add(&x[0], &x[1]), |x| &x[0] + &x[1], 1e-5);
+        agree(&[&a], |x| add(&x[0], &x[0]), |x| &x[0] + &x[0], 1e-5);
         agree(&[&a], |x| scale(&x[0], -1.5), |x| &x[0] * -1.5, 1e-5);
         agree(&[&a], |x| sum(&x[0]), |x| x[0].sum_all(), 1e-5);
         agree(&[&a, &b], |x| mse(&x[0], &x[1]), |x| (&x[0] - &x[1])?.sqr()?.mean_all(), 1e-5);
@@ -114,7 +154,8 @@ mod tests {
 
     #[test]
     fn shapes_that_differ_are_refused() {
-        let message = mse(&randn(1, &[2, 3]), &randn(1, &[3, 2])).unwrap_err().to_string();
+        let message = add(&randn(1, &[2, 3]), &randn(1, &[3, 2])).unwrap_err().to_string();
         assert!(message.contains("[2, 3]") && message.contains("[3, 2]"), "{message}");
+        assert!(mse(&randn(1, &[2]), &randn(1, &[3])).is_err());
     }
 }

@@ -9,7 +9,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::slices::{Real, direct, sum, vectorised, with_elements};
-use crate::tape::{Cx, Op, record_storage as record};
+use crate::tape::{Cx, Op, record};
 
 /// Elements below which a second thread is not worth waking.
 const SMALL: usize = 32 * 1024;
@@ -410,7 +410,7 @@ impl<T: Real> Op for BatchNormed<T> {
         if want_residual {
             cx.give(3, Tensor::from_vec(result.residual, shape, &device)?)?;
         } else if cx.args.len() > 3 && cx.wants(3) {
-            cx.pass(3)?;
+            cx.share(3, cx.grad.clone())?;
         }
         Ok(())
     }

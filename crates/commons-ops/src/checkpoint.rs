@@ -34,7 +34,7 @@ where
     if args.is_empty() {
         return Ok(out);
     }
-    tape::record_storage(op, &args, value, out.shape().clone())
+    tape::record(op, &args, value, out.shape())
 }
 
 fn storage_of(x: &Tensor) -> Result<CpuStorage> {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::slices::{Real, direct, with_elements};
-use crate::tape::{Cx, Op, record_storage as record};
+use crate::tape::{Cx, Op, record};
 
 /// Einstein summation: `einsum("bqhd,bkhd->bhqk", &[&q, &k])`.
 ///

@@ -1,4 +1,4 @@
-//! Activations, gates, sums and table look-up.
+//! Activations, gates and table look-up.
 
 use crate::simd::{self, normal_cdf};
 use crate::tape::{self, Cx, Op};
@@ -171,7 +171,7 @@ pub fn activation(x: &Tensor, act: Activation) -> Result<Tensor> {
     }
     let mut y = read(x, |x| Ok(x.to_vec()))?;
     par::blocks(&mut y, |_, y| activate(act, y));
-    tape::record(Apply(act), &[x], y, x.shape())
+    tape::record_f32(Apply(act), &[x], y, x.shape())
 }
 
 struct Apply(Activation);
@@ -285,7 +285,7 @@ fn gated<F: Function + Send + Sync + 'static>(gate: &Tensor, up: &Tensor) -> Res
             Ok(())
         })
     })?;
-    tape::record(Gated::<F>(std::marker::PhantomData), &[gate, up], y, gate.shape())
+    tape::record_f32(Gated::<F>(std::marker::PhantomData), &[gate, up], y, gate.shape())
 }
 
 impl<F: Function + Send + Sync + 'static> Op for Gated<F> {
@@ -337,44 +337,6 @@ fn gated_slopes<F: Function>(
     }
 }
 
-/// `a + b` of one shape, the residual connection.
-///
-/// # Errors
-/// If the shapes differ.
-pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    check::same("add", a, b)?;
-    if !fused(&[a, b]) {
-        return a + b;
-    }
-    let mut y = read(a, |a| Ok(a.to_vec()))?;
-    read(b, |b| {
-        par::zip2(&mut y, b, |y, b| {
-            for (y, b) in y.iter_mut().zip(b) {
-                *y += b;
-            }
-        });
-        Ok(())
-    })?;
-    tape::record(Sum, &[a, b], y, a.shape())
-}
-
-struct Sum;
-
-impl Op for Sum {
-    fn name(&self) -> &'static str {
-        "add"
-    }
-
-    fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
-        for i in 0..2 {
-            if cx.wants(i) {
-                cx.pass(i)?;
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Rows of `w [vocab, width]` picked by `ids` (`u32`, any shape) → `[ids.., width]`.
 ///
 /// # Errors
@@ -399,7 +361,7 @@ pub fn embedding(w: &Tensor, ids: &Tensor) -> Result<Tensor> {
     })?;
     let mut dims = ids.dims().to_vec();
     dims.push(width);
-    tape::record(Pick { picked, width }, &[w], y, dims)
+    tape::record_f32(Pick { picked, width }, &[w], y, dims)
 }
 
 struct Pick {

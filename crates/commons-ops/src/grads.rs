@@ -75,10 +75,6 @@ impl Grads {
         }
         Ok(())
     }
-
-    pub(crate) fn into_iter(self) -> impl Iterator<Item = (TensorId, Tensor)> {
-        self.0.into_iter()
-    }
 }
 
 impl FromIterator<(TensorId, Tensor)> for Grads {

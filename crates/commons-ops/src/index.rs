@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, Shape, Tensor, WithDType, bail};
 
 use crate::slices::{Real, direct, with_elements};
-use crate::tape::{Cx, Op, record_storage as record};
+use crate::tape::{Cx, Op, record};
 
 /// `y[.., i, ..] = x[.., index[.., i, ..], ..]` along `dim`. `index` (`u32`) has as many
 /// dimensions as `x`, none but `dim` larger than that of `x`; the result has its shape.
@@ -379,7 +379,7 @@ impl Op for AddAt {
             cx.give(1, grad)?;
         }
         if cx.wants(0) {
-            cx.pass(0)?;
+            cx.share(0, cx.grad.clone())?;
         }
         Ok(())
     }

@@ -43,7 +43,7 @@ pub fn linear_act(
             keep
         }
     };
-    tape::record(Affine { act, before, shape: shape.sizes(w) }, &args, y, shape.out_dims)
+    tape::record_f32(Affine { act, before, shape: shape.sizes(w) }, &args, y, shape.out_dims)
 }
 
 /// `out[r, o] = bias[o] + Σ x[r, i] w[o, i]`.
@@ -220,7 +220,7 @@ pub fn lora_linear(
         times_weight(&mut y, true, &low, b, up, scale);
         Ok(())
     })?;
-    tape::record(Lora { low, scale, full, down, up }, &args, y, shape.out_dims)
+    tape::record_f32(Lora { low, scale, full, down, up }, &args, y, shape.out_dims)
 }
 
 struct Lora {

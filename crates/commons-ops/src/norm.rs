@@ -16,7 +16,7 @@ pub fn rms_norm(x: &Tensor, gain: &Tensor, eps: f32) -> Result<Tensor> {
     }
     let (_, width) = check::norm("rms_norm", x, gain, None)?;
     let (y, stats) = normalise(x, gain, None, false, width, eps)?;
-    tape::record(Norm { centred: false, width, stats }, &[x, gain], y, x.shape())
+    tape::record_f32(Norm { centred: false, width, stats }, &[x, gain], y, x.shape())
 }
 
 /// `(x - mean) / √(variance + eps) · gain + bias` over the last dimension (Ba et al. 2016), with
@@ -32,7 +32,7 @@ pub fn layer_norm(x: &Tensor, gain: &Tensor, bias: Option<&Tensor>, eps: f32) ->
     }
     let (_, width) = check::norm("layer_norm", x, gain, bias)?;
     let (y, stats) = normalise(x, gain, bias, true, width, eps)?;
-    tape::record(Norm { centred: true, width, stats }, &args, y, x.shape())
+    tape::record_f32(Norm { centred: true, width, stats }, &args, y, x.shape())
 }
 
 /// Mean and inverse deviation of a row.
@@ -230,7 +230,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
         return composed::softmax(x);
     }
     let y = by_rows(x, width, softmax_row)?;
-    tape::record(Softmax { log: false, width }, &[x], y, x.shape())
+    tape::record_f32(Softmax { log: false, width }, &[x], y, x.shape())
 }
 
 /// `x - log Σ e^x` over the last dimension.
@@ -243,7 +243,7 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
         return composed::log_softmax(x);
     }
     let y = by_rows(x, width, log_softmax_row)?;
-    tape::record(Softmax { log: true, width }, &[x], y, x.shape())
+    tape::record_f32(Softmax { log: true, width }, &[x], y, x.shape())
 }
 
 /// A copy of `x` with `f` applied to each row.
@@ -269,6 +269,13 @@ pub(crate) fn softmax_in_place(x: &mut [f32]) -> f32 {
         *x *= inverse;
     }
     top + total.ln()
+}
+
+/// `log Σ e^x`.
+#[inline(always)]
+pub(crate) fn log_total(x: &[f32]) -> f32 {
+    let top = simd::max(x);
+    top + sum(x, |x| simd::exp(x - top)).ln()
 }
 
 fn softmax_row(x: &mut [f32]) {

@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::slices::{Real, direct, with_elements};
-use crate::tape::{Cx, Op, record_storage as record};
+use crate::tape::{Cx, Op, record};
 
 /// Elements below which a second thread is not worth waking.
 const SMALL: usize = 32 * 1024;

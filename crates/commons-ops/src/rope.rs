@@ -110,7 +110,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         head_dim,
     };
     let y = read(x, |x| Ok(turn.apply(x, 1.0)))?;
-    tape::record(turn, &[x], y, x.shape())
+    tape::record_f32(turn, &[x], y, x.shape())
 }
 
 struct Turn {

@@ -102,10 +102,12 @@ impl Cx<'_> {
         self.store.add(self.args[i].id(), slot)
     }
 
-    /// Adds the gradient of the result, as it is, to argument `i` of the same shape.
-    pub fn pass(&mut self, i: usize) -> Result<()> {
-        let slot = Slot { grad: self.grad.clone(), token: self.token.clone() };
-        self.store.add(self.args[i].id(), slot)
+    /// Adds a gradient whose storage may be in use elsewhere to argument `i`, such as the
+    /// gradient of the result itself.
+    pub fn share(&mut self, i: usize, grad: Tensor) -> Result<()> {
+        let own = view::same_storage(&grad, self.grad);
+        let token = if own { self.token.clone() } else { None };
+        self.store.add(self.args[i].id(), Slot { grad, token })
     }
 
     /// Lets `f` write (`fresh`) or add to the `f32` gradient of argument `i`. A fresh buffer
@@ -197,18 +199,18 @@ pub(crate) fn isolated<T>(f: impl FnOnce() -> T) -> T {
     out
 }
 
-/// Makes the `f32` CPU result `value` of `op` on `args` a tensor of the graph.
-pub(crate) fn record(
+/// [`record`] for a result in `f32`.
+pub(crate) fn record_f32(
     op: impl Op,
     args: &[&Tensor],
     value: Vec<f32>,
     shape: impl Into<Shape>,
 ) -> Result<Tensor> {
-    record_storage(op, args, CpuStorage::F32(value), shape)
+    record(op, args, CpuStorage::F32(value), shape)
 }
 
-/// [`record`] for a result of any type.
-pub(crate) fn record_storage(
+/// Makes the CPU result `value` of `op` on `args` a tensor of the graph.
+pub(crate) fn record(
     op: impl Op,
     args: &[&Tensor],
     value: CpuStorage,

@@ -9,6 +9,7 @@ pub mod compress;
 mod error;
 pub mod foldgpt;
 pub mod heal;
+pub mod material;
 pub mod relaxed_recursive;
 
 pub use compress::{AnyCompress, Compress, Context, Shared};

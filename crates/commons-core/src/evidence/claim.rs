@@ -55,15 +55,7 @@ impl Claim {
         metric: &'static str,
         bound: Bound,
     ) -> Self {
-        Self {
-            id,
-            sentence,
-            paper,
-            metric,
-            baseline: None,
-            compare: Compare::Value,
-            bound,
-        }
+        Self { id, sentence, paper, metric, baseline: None, compare: Compare::Value, bound }
     }
 
     /// Compares with a baseline measured in the same run.

@@ -33,10 +33,7 @@ where
     let defaults = Value::try_from(C::default()).map_err(|error| {
         Error::other(error).context("the defaults of this configuration cannot be written as TOML")
     })?;
-    let mut layers = Layers {
-        merged: defaults,
-        origins: Vec::new(),
-    };
+    let mut layers = Layers { merged: defaults, origins: Vec::new() };
     if let Some((name, text)) = recipe {
         let name = format!("recipe {name}");
         let table = parse(&name, text)?;
@@ -87,12 +84,7 @@ where
 /// [`Error::Config`] if there is no `=` or no key before it.
 pub fn parse_assignment(text: &str) -> Result<(Vec<String>, Value)> {
     let wrong = |problem: &str| {
-        Error::config(
-            "--set",
-            text,
-            problem,
-            "write it as key=value or table.key=value",
-        )
+        Error::config("--set", text, problem, "write it as key=value or table.key=value")
     };
     let (key, value) = text.split_once('=').ok_or_else(|| wrong("has no `=`"))?;
     let path: Vec<String> = key.split('.').map(|part| part.trim().to_owned()).collect();
@@ -105,22 +97,14 @@ pub fn parse_assignment(text: &str) -> Result<(Vec<String>, Value)> {
         // A line break could smuggle in further keys; then it is a text like any other.
         .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("value"));
-    Ok((
-        path,
-        parsed.unwrap_or_else(|| Value::String(value.to_owned())),
-    ))
+    Ok((path, parsed.unwrap_or_else(|| Value::String(value.to_owned()))))
 }
 
 fn parse(name: &str, text: &str) -> Result<Table> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
         let before = &text.as_bytes()[..error.span().map_or(0, |span| span.start.min(text.len()))];
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-        Error::config(
-            name,
-            format!("line {line}"),
-            error.message(),
-            "write valid TOML",
-        )
+        Error::config(name, format!("line {line}"), error.message(), "write valid TOML")
     })
 }
 
@@ -137,12 +121,7 @@ struct Layers {
 
 impl Layers {
     fn add_table(&mut self, name: String, table: Table, schema: &Schema<'_>) {
-        merge(
-            &mut self.merged,
-            Value::Table(table.clone()),
-            schema,
-            &schema.root(),
-        );
+        merge(&mut self.merged, Value::Table(table.clone()), schema, &schema.root());
         self.origins.push(Origin::Table(name, Value::Table(table)));
     }
 
@@ -151,15 +130,12 @@ impl Layers {
         let mut place = &mut self.merged;
         for (depth, key) in path.iter().enumerate() {
             place = match place {
-                Value::Table(table) => table
-                    .entry(key)
-                    .or_insert_with(|| Value::Table(Table::new())),
+                Value::Table(table) => {
+                    table.entry(key).or_insert_with(|| Value::Table(Table::new()))
+                }
                 Value::Array(items) => {
                     let count = items.len();
-                    let item = key
-                        .parse()
-                        .ok()
-                        .and_then(|index: usize| items.get_mut(index));
+                    let item = key.parse().ok().and_then(|index: usize| items.get_mut(index));
                     item.ok_or_else(|| {
                         let problem = format!("is not an index of the {count} elements");
                         Error::config(
@@ -259,26 +235,17 @@ impl<'a> Schema<'a> {
     /// Follows references and alternatives to plain nodes; "null" alternatives are dropped.
     fn expand(&self, node: &'a Json, out: &mut Vec<&'a Json>) {
         if let Some(reference) = node.get("$ref").and_then(Json::as_str) {
-            let target = reference
-                .strip_prefix('#')
-                .and_then(|pointer| self.root.pointer(pointer));
+            let target = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
             if let Some(target) = target.filter(|target| !std::ptr::eq(*target, node)) {
                 self.expand(target, out);
             }
         }
         for word in ["anyOf", "oneOf", "allOf"] {
-            for alternative in node
-                .get(word)
-                .and_then(Json::as_array)
-                .into_iter()
-                .flatten()
-            {
+            for alternative in node.get(word).and_then(Json::as_array).into_iter().flatten() {
                 self.expand(alternative, out);
             }
         }
-        let plain = ["$ref", "anyOf", "oneOf", "allOf"]
-            .iter()
-            .all(|word| node.get(word).is_none());
+        let plain = ["$ref", "anyOf", "oneOf", "allOf"].iter().all(|word| node.get(word).is_none());
         let null = node.get("type").and_then(Json::as_str) == Some("null");
         if (plain || node.get("properties").is_some()) && !null {
             out.push(node);
@@ -289,9 +256,7 @@ impl<'a> Schema<'a> {
     fn property(&self, nodes: &[&'a Json], key: &str) -> Vec<&'a Json> {
         let mut out = Vec::new();
         for node in nodes {
-            let named = node
-                .get("properties")
-                .and_then(|properties| properties.get(key));
+            let named = node.get("properties").and_then(|properties| properties.get(key));
             if let Some(inner) = named.or_else(|| node.get("additionalProperties")) {
                 self.expand(inner, &mut out);
             }
@@ -368,19 +333,13 @@ fn join(path: &[String]) -> String {
             out.push_str(part);
         }
     }
-    if out.is_empty() {
-        "configuration".to_owned()
-    } else {
-        out
-    }
+    if out.is_empty() { "configuration".to_owned() } else { out }
 }
 
 /// The known name closest to a misspelt one, if it is close at all.
 fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a String> {
     let limit = (name.chars().count() / 3).max(1);
-    let distances = known
-        .iter()
-        .map(|candidate| (edit_distance(name, candidate), candidate));
+    let distances = known.iter().map(|candidate| (edit_distance(name, candidate), candidate));
     let (distance, candidate) = distances.min_by_key(|(distance, _)| *distance)?;
     (distance <= limit).then_some(candidate)
 }
@@ -434,11 +393,7 @@ mod tests {
     }
 
     fn model(rank: usize) -> Model {
-        Model {
-            rank,
-            name: "m".into(),
-            bias: None,
-        }
+        Model { rank, name: "m".into(), bias: None }
     }
 
     impl Default for Config {
@@ -501,9 +456,7 @@ mod tests {
             error,
             "--set layers.0.colour=1: layers[0].colour: no such setting; known here: bias, name, rank"
         );
-        let error = sets(&["extra={ rank = 1, name = \"x\", sise = 2 }"])
-            .unwrap_err()
-            .to_string();
+        let error = sets(&["extra={ rank = 1, name = \"x\", sise = 2 }"]).unwrap_err().to_string();
         assert!(error.contains("extra.sise: no such setting"), "{error}");
         let error = resolve::<Config>(Some(("full", "[model]\nrnk = 2")), &ConfigSource::default());
         assert_eq!(
@@ -530,22 +483,11 @@ mod tests {
 
     #[test]
     fn bad_assignments_are_refused() {
-        for bad in [
-            "rank",
-            "=1",
-            "model..rank=1",
-            "layers.7.rank=1",
-            "learning_rate.x=1",
-        ] {
+        for bad in ["rank", "=1", "model..rank=1", "layers.7.rank=1", "learning_rate.x=1"] {
             assert!(matches!(sets(&[bad]), Err(Error::Config { .. })), "{bad}");
         }
         let error = resolve::<Config>(Some(("smoke", "a = 1\nb = = 2")), &ConfigSource::default());
-        assert!(
-            error
-                .unwrap_err()
-                .to_string()
-                .starts_with("recipe smoke: line 2: ")
-        );
+        assert!(error.unwrap_err().to_string().starts_with("recipe smoke: line 2: "));
         // Not TOML, hence a text; and one key only, whatever it holds.
         let (_, value) = parse_assignment("a=1\nb = 2").unwrap();
         assert_eq!(value, Value::String("1\nb = 2".into()));

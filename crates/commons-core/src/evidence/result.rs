@@ -80,11 +80,7 @@ pub struct ClaimResult {
     /// Key of the measure.
     pub metric: String,
     /// Mean of the measure; absent if the claim was not comparable and not measured.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        with = "number::option"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "number::option")]
     pub measured: Option<f64>,
     /// The baseline of the same run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,11 +88,7 @@ pub struct ClaimResult {
     /// What is held against the bound.
     pub compare: Compare,
     /// Mean over the repeats of the number held against the bound.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        with = "number::option"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "number::option")]
     pub compared: Option<f64>,
     /// 95 % t interval of that mean over the repeats, from two repeats on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -142,13 +134,10 @@ impl ClaimResult {
             paper: claim.paper.clone(),
             metric: claim.metric.to_owned(),
             measured: measured.map(|values| crate::stats::mean(values)),
-            baseline: claim
-                .baseline
-                .zip(baseline)
-                .map(|(metric, values)| Baseline {
-                    metric: metric.to_owned(),
-                    value: crate::stats::mean(values),
-                }),
+            baseline: claim.baseline.zip(baseline).map(|(metric, values)| Baseline {
+                metric: metric.to_owned(),
+                value: crate::stats::mean(values),
+            }),
             compare: claim.compare,
             compared: None,
             interval: None,
@@ -177,9 +166,8 @@ impl ClaimResult {
                     } else {
                         Verdict::Fails
                     };
-                    result.settled = summary
-                        .interval
-                        .is_some_and(|interval| claim.bound.settles(interval));
+                    result.settled =
+                        summary.interval.is_some_and(|interval| claim.bound.settles(interval));
                 }
             }
             // Excused from evidence, but only with a reason.
@@ -216,10 +204,9 @@ impl ClaimResult {
             (Verdict::NotComparable, _)
             | (Verdict::Holds, Some(true))
             | (Verdict::Fails, Some(false)) => Ok(()),
-            (verdict, None) => Err((
-                "verdict",
-                format!("is \"{verdict}\" without a measured value"),
-            )),
+            (verdict, None) => {
+                Err(("verdict", format!("is \"{verdict}\" without a measured value")))
+            }
             (verdict, Some(_)) => {
                 let problem =
                     format!("is \"{verdict}\", which the numbers of the claim contradict");
@@ -243,9 +230,7 @@ fn pair(claim: &Claim, values: &[f64], baseline: Option<&Vec<f64>>) -> Result<Ve
         ));
     }
     let pairs = values.iter().zip(baseline.iter().cycle());
-    Ok(pairs
-        .map(|(value, base)| claim.compare.apply(*value, *base))
-        .collect())
+    Ok(pairs.map(|(value, base)| claim.compare.apply(*value, *base)).collect())
 }
 
 /// What a [`RunResult`] is made of besides the claims.
@@ -279,11 +264,7 @@ impl RunResult {
             wall_seconds: record.wall_seconds,
             peak_memory: crate::machine::peak_memory(),
             claims,
-            measures: record
-                .measures
-                .into_iter()
-                .map(summarise)
-                .collect::<Result<_>>()?,
+            measures: record.measures.into_iter().map(summarise).collect::<Result<_>>()?,
             tables: record.tables,
             notes: record.notes,
             config: record.config,
@@ -321,28 +302,20 @@ impl RunResult {
             let field = if path == "." { String::new() } else { path };
             (field, error.into_inner().to_string())
         })?;
-        reader
-            .end()
-            .map_err(|error| (String::new(), error.to_string()))?;
+        reader.end().map_err(|error| (String::new(), error.to_string()))?;
         result.check()?;
         Ok(result)
     }
 
     fn check(&self) -> Result<(), (String, String)> {
         if !(self.wall_seconds >= 0.0 && self.wall_seconds.is_finite()) {
-            return Err((
-                "wall_seconds".to_owned(),
-                format!("is {}", self.wall_seconds),
-            ));
+            return Err(("wall_seconds".to_owned(), format!("is {}", self.wall_seconds)));
         }
         for (index, claim) in self.claims.iter().enumerate() {
             claim
                 .check()
                 .map_err(|(field, problem)| (format!("claims[{index}].{field}"), problem))?;
-            if self.claims[..index]
-                .iter()
-                .any(|earlier| earlier.id == claim.id)
-            {
+            if self.claims[..index].iter().any(|earlier| earlier.id == claim.id) {
                 let problem = format!("repeats {:?}", claim.id);
                 return Err((format!("claims[{index}].id"), problem));
             }
@@ -370,9 +343,7 @@ impl RunResult {
 
     /// The claims that did not hold.
     pub fn failed(&self) -> impl Iterator<Item = &ClaimResult> {
-        self.claims
-            .iter()
-            .filter(|claim| claim.verdict == Verdict::Fails)
+        self.claims.iter().filter(|claim| claim.verdict == Verdict::Fails)
     }
 
     /// The claims as a table: what the paper says, what was measured, whether it holds.
@@ -406,10 +377,7 @@ impl RunResult {
                 measure.summary.n,
                 measure.summary.mean,
                 measure.summary.sd,
-                measure
-                    .summary
-                    .interval
-                    .map(|interval| interval.to_string()),
+                measure.summary.interval.map(|interval| interval.to_string()),
             ]);
         }
         table

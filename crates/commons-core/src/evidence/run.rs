@@ -210,12 +210,7 @@ impl Run {
     /// [`Error::Io`] if the log cannot be written.
     pub fn log(&mut self, step: u64, key: &str, value: f64) -> Result<()> {
         let seconds = (self.elapsed().as_secs_f64() * 1e6).round() / 1e6;
-        let line = LogLine {
-            step,
-            key,
-            value,
-            seconds,
-        };
+        let line = LogLine { step, key, value, seconds };
         let written = serde_json::to_writer(&mut self.log, &line)
             .map_err(io::Error::from)
             .and_then(|()| self.log.write_all(b"\n"));
@@ -227,10 +222,7 @@ impl Run {
         if let Some(series) = self.series.get_mut(key) {
             series.push(step, value);
         } else {
-            self.series
-                .entry(key.to_owned())
-                .or_default()
-                .push(step, value);
+            self.series.entry(key.to_owned()).or_default().push(step, value);
         }
         if self.flushed.elapsed() >= FLUSH_EVERY {
             self.flush()?;
@@ -247,9 +239,7 @@ impl Run {
         step: u64,
         points: impl IntoIterator<Item = (&'a str, f64)>,
     ) -> Result<()> {
-        points
-            .into_iter()
-            .try_for_each(|(key, value)| self.log(step, key, value))
+        points.into_iter().try_for_each(|(key, value)| self.log(step, key, value))
     }
 
     /// Records a measure: one value per repeat, in the order of the repeats, so that the values of a
@@ -366,13 +356,8 @@ const MOST_PER_SECOND: usize = 1000;
 fn new_folder(parent: &Path, stamp: Stamp) -> Result<PathBuf> {
     fs::create_folder(parent)?;
     let name = stamp.file_name();
-    let names = (1..=MOST_PER_SECOND).map(|n| {
-        if n == 1 {
-            name.clone()
-        } else {
-            format!("{name}-{n}")
-        }
-    });
+    let names =
+        (1..=MOST_PER_SECOND).map(|n| if n == 1 { name.clone() } else { format!("{name}-{n}") });
     let mut last = None;
     for name in names {
         let folder = parent.join(name);
@@ -386,10 +371,6 @@ fn new_folder(parent: &Path, stamp: Stamp) -> Result<PathBuf> {
     }
     match last {
         Some((folder, error)) => Err(Error::io("create folder", folder)(error)),
-        None => Err(Error::argument(
-            "runs",
-            "allow none per second",
-            "raise the limit",
-        )),
+        None => Err(Error::argument("runs", "allow none per second", "raise the limit")),
     }
 }

@@ -17,12 +17,7 @@ pub struct Series {
 
 impl Default for Series {
     fn default() -> Self {
-        Self {
-            points: Vec::new(),
-            last: None,
-            stride: 1,
-            seen: 0,
-        }
+        Self { points: Vec::new(), last: None, stride: 1, seen: 0 }
     }
 }
 

@@ -28,20 +28,10 @@ impl Stamp {
 impl From<SystemTime> for Stamp {
     /// Times before 1970 count as its beginning.
     fn from(time: SystemTime) -> Self {
-        let seconds = time
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let (days, rest) = (seconds / 86_400, (seconds % 86_400) as u32);
         let (year, month, day) = civil(days);
-        Self {
-            year,
-            month,
-            day,
-            hour: rest / 3600,
-            minute: rest % 3600 / 60,
-            second: rest % 60,
-        }
+        Self { year, month, day, hour: rest / 3600, minute: rest % 3600 / 60, second: rest % 60 }
     }
 }
 
@@ -55,29 +45,15 @@ fn civil(days: u64) -> (u32, u32, u32) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 {
-        shifted + 3
-    } else {
-        shifted - 9
-    };
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year as u32, month as u32, day as u32)
 }
 
 impl fmt::Display for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            year,
-            month,
-            day,
-            hour,
-            minute,
-            second,
-        } = self;
-        write!(
-            f,
-            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z"
-        )
+        let Self { year, month, day, hour, minute, second } = self;
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
     }
 }
 
@@ -92,9 +68,8 @@ impl TryFrom<String> for Stamp {
 
     fn try_from(text: String) -> Result<Self, String> {
         let number = |from: usize, to: usize, limit: u32| {
-            let part = text
-                .get(from..to)
-                .filter(|part| part.bytes().all(|b| b.is_ascii_digit()))?;
+            let part =
+                text.get(from..to).filter(|part| part.bytes().all(|b| b.is_ascii_digit()))?;
             part.parse().ok().filter(|value| *value <= limit)
         };
         let parse = || {

@@ -23,12 +23,7 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            repeats: 3,
-            steps: 20,
-            skip_baseline: false,
-            excuse: false,
-        }
+        Self { repeats: 3, steps: 20, skip_baseline: false, excuse: false }
     }
 }
 
@@ -41,31 +36,16 @@ impl Experiment for Toy {
         link: "https://example.org",
     };
     const CLAIMS: &'static [Claim] = &[
-        Claim::new(
-            "small",
-            "it stays small",
-            Figure::text("half"),
-            "size",
-            Bound::AtMost(0.5),
-        )
-        .against("size_full", Compare::Ratio),
-        Claim::new(
-            "good",
-            "it gets better",
-            Figure::Number(-12.0),
-            "loss",
-            Bound::AtMost(-10.0),
-        )
-        .against("loss_before", Compare::Difference),
+        Claim::new("small", "it stays small", Figure::text("half"), "size", Bound::AtMost(0.5))
+            .against("size_full", Compare::Ratio),
+        Claim::new("good", "it gets better", Figure::Number(-12.0), "loss", Bound::AtMost(-10.0))
+            .against("loss_before", Compare::Difference),
         Claim::new(
             "fast",
             "it is fast",
             Figure::text("fast"),
             "speed",
-            Bound::Within {
-                low: 1.0,
-                high: 2.0,
-            },
+            Bound::Within { low: 1.0, high: 2.0 },
         ),
     ];
     const RECIPES: &'static [Recipe] = &[Recipe::smoke("steps = 5"), Recipe::full("repeats = 5")];
@@ -76,11 +56,7 @@ impl Experiment for Toy {
             let mut rng = run.seed().fork("repeat", repeat).rng();
             for step in 0..config.steps {
                 run.check_stop()?;
-                run.log(
-                    step,
-                    "ours/loss",
-                    5.0 / (step + 1) as f64 + 0.01 * rng.uniform(),
-                )?;
+                run.log(step, "ours/loss", 5.0 / (step + 1) as f64 + 0.01 * rng.uniform())?;
             }
             run.measure("size", 40.0 + rng.uniform());
             run.measure("loss", 1.0 + rng.uniform());
@@ -93,9 +69,7 @@ impl Experiment for Toy {
         if config.excuse {
             run.not_comparable("small", "the toy is a toy")?;
         }
-        let mut table = Table::new("Sizes")
-            .column("part", Unit::Plain)
-            .column("size", Unit::Bytes);
+        let mut table = Table::new("Sizes").column("part", Unit::Plain).column("size", Unit::Bytes);
         table.push(cells!["all", 2048_u64]);
         run.table(table);
         run.note("nothing to add");
@@ -126,13 +100,7 @@ fn a_run_leaves_a_whole_folder() {
     let result = run(root.path(), &[]).unwrap();
     let verdicts: Vec<Verdict> = result.claims.iter().map(|claim| claim.verdict).collect();
     assert_eq!(verdicts, [Verdict::Holds, Verdict::Fails, Verdict::Holds]);
-    assert_eq!(
-        result
-            .failed()
-            .map(|claim| claim.id.as_str())
-            .collect::<Vec<_>>(),
-        ["good"]
-    );
+    assert_eq!(result.failed().map(|claim| claim.id.as_str()).collect::<Vec<_>>(), ["good"]);
     let small = &result.claims[0];
     assert!(small.settled && small.interval.unwrap().contains(small.compared.unwrap()));
     assert_eq!(small.repeats, 3);
@@ -149,31 +117,17 @@ fn a_run_leaves_a_whole_folder() {
     let log = std::fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
     assert_eq!(log.lines().count(), 15);
     let line: serde_json::Value = serde_json::from_str(log.lines().nth(4).unwrap()).unwrap();
-    assert_eq!(
-        (line["step"].as_u64(), line["key"].as_str()),
-        (Some(4), Some("ours/loss"))
-    );
+    assert_eq!((line["step"].as_u64(), line["key"].as_str()), (Some(4), Some("ours/loss")));
     let html = std::fs::read_to_string(folder.join("report.html")).unwrap();
     assert!(html.contains("Toys &amp; &lt;Their&gt; Uses") && !html.contains("<Their>"));
-    assert!(
-        folder
-            .join("events.out.tfevents.1795453449.commons")
-            .exists()
-    );
+    assert!(folder.join("events.out.tfevents.1795453449.commons").exists());
 
     // A second run within the same second gets its own folder, and the same numbers.
     let again = run(root.path(), &[]).unwrap();
-    assert!(
-        root.path()
-            .join("toy/20261123T170409Z-2/result.json")
-            .exists()
-    );
+    assert!(root.path().join("toy/20261123T170409Z-2/result.json").exists());
     assert_eq!(again.measures, result.measures);
     let text = result.claim_table().to_text();
-    assert!(
-        text.contains("≤ 0.5 × baseline") && text.contains("fails"),
-        "{text}"
-    );
+    assert!(text.contains("≤ 0.5 × baseline") && text.contains("fails"), "{text}");
 }
 
 #[test]
@@ -182,17 +136,9 @@ fn claims_without_evidence_are_errors() {
     let error = run(root.path(), &["skip_baseline=true"]).unwrap_err();
     assert!(matches!(&error, Error::NoEvidence { .. }));
     let text = error.to_string();
-    assert!(
-        text.contains("small (its baseline `size_full` was not measured)"),
-        "{text}"
-    );
+    assert!(text.contains("small (its baseline `size_full` was not measured)"), "{text}");
     assert!(text.contains("good (") && !text.contains("fast"), "{text}");
-    assert!(
-        !root
-            .path()
-            .join("toy/20261123T170409Z/result.json")
-            .exists()
-    );
+    assert!(!root.path().join("toy/20261123T170409Z/result.json").exists());
     let error = run(root.path(), &["repeats=0"]).unwrap_err().to_string();
     assert!(error.contains("fast (`speed` was not measured)"), "{error}");
 }
@@ -217,33 +163,17 @@ fn stopping_ends_a_run_without_a_result() {
     options.stop.request();
     let error = Method::run(&Toy, &ConfigSource::default(), options).unwrap_err();
     assert!(matches!(error, Error::Interrupted));
-    assert!(
-        !root
-            .path()
-            .join("toy/20261123T170409Z/result.json")
-            .exists()
-    );
+    assert!(!root.path().join("toy/20261123T170409Z/result.json").exists());
 }
 
 #[test]
 fn methods_describe_themselves() {
     let method: &dyn Method = &Toy;
     assert_eq!(method.schema()["properties"]["steps"]["type"], "integer");
-    let source = ConfigSource {
-        recipe: Some("fast".into()),
-        ..ConfigSource::default()
-    };
+    let source = ConfigSource { recipe: Some("fast".into()), ..ConfigSource::default() };
     let error = method.configure(&source).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "recipe: toy has no recipe \"fast\"; it has: smoke, full"
-    );
-    assert!(
-        method
-            .configure(&ConfigSource::default())
-            .unwrap()
-            .contains("repeats = 3")
-    );
+    assert_eq!(error, "recipe: toy has no recipe \"fast\"; it has: smoke, full");
+    assert!(method.configure(&ConfigSource::default()).unwrap().contains("repeats = 3"));
 }
 
 #[test]
@@ -260,108 +190,51 @@ fn bad_results_are_refused_with_the_field() {
         RunResult::load(&path).unwrap_err().to_string()
     };
     for (pointer, value, message) in [
-        (
-            "/claims/1/verdict",
-            "holds".into(),
-            "claims[1].verdict: is \"holds\", which the numbers",
-        ),
-        (
-            "/claims/0/compared",
-            "NaN".into(),
-            "claims[0].verdict: is \"holds\", which the numbers",
-        ),
-        (
-            "/claims/0/verdict",
-            "perhaps".into(),
-            "claims[0].verdict: unknown variant `perhaps`",
-        ),
+        ("/claims/1/verdict", "holds".into(), "claims[1].verdict: is \"holds\", which the numbers"),
+        ("/claims/0/compared", "NaN".into(), "claims[0].verdict: is \"holds\", which the numbers"),
+        ("/claims/0/verdict", "perhaps".into(), "claims[0].verdict: unknown variant `perhaps`"),
         (
             "/claims/0/verdict",
             "not-comparable".into(),
             "claims[0].verdict: is not-comparable without a reason",
         ),
-        (
-            "/claims/1/id",
-            "small".into(),
-            "claims[1].id: repeats \"small\"",
-        ),
-        (
-            "/claims/0/interval/high",
-            (-1.0).into(),
-            "claims[0].interval: goes from",
-        ),
-        (
-            "/measures/loss/values",
-            serde_json::json!([]),
-            "measures.loss.summary.n: speaks of 3",
-        ),
-        (
-            "/measures/loss/values/0",
-            "many".into(),
-            "measures.loss.values[0]: ",
-        ),
-        (
-            "/format",
-            99.into(),
-            "format: is 99, but this program reads 1",
-        ),
-        (
-            "/date",
-            "yesterday".into(),
-            "date: \"yesterday\" is not a date",
-        ),
+        ("/claims/1/id", "small".into(), "claims[1].id: repeats \"small\""),
+        ("/claims/0/interval/high", (-1.0).into(), "claims[0].interval: goes from"),
+        ("/measures/loss/values", serde_json::json!([]), "measures.loss.summary.n: speaks of 3"),
+        ("/measures/loss/values/0", "many".into(), "measures.loss.values[0]: "),
+        ("/format", 99.into(), "format: is 99, but this program reads 1"),
+        ("/date", "yesterday".into(), "date: \"yesterday\" is not a date"),
         ("/seed", "x".into(), "seed: invalid value"),
         ("/wall_seconds", (-1.0).into(), "wall_seconds: is -1"),
     ] {
         let error = refused(pointer, value);
         assert!(error.contains(message), "{pointer}: {error}");
-        assert!(
-            error.contains("result.json") && error.contains("run the recipe again"),
-            "{error}"
-        );
+        assert!(error.contains("result.json") && error.contains("run the recipe again"), "{error}");
     }
     for text in ["", "{", "[]", "null", "{}", "\u{0}", &"[".repeat(100_000)] {
         std::fs::write(&path, text).unwrap();
-        assert!(
-            matches!(RunResult::load(&path), Err(Error::File { .. })),
-            "{text:.20}"
-        );
+        assert!(matches!(RunResult::load(&path), Err(Error::File { .. })), "{text:.20}");
     }
     std::fs::write(&path, good.to_string() + "x").unwrap();
     assert!(RunResult::load(&path).is_err());
     std::fs::write(&path, vec![b' '; 17 << 20]).unwrap();
-    assert!(
-        RunResult::load(&path)
-            .unwrap_err()
-            .to_string()
-            .contains("longer")
-    );
+    assert!(RunResult::load(&path).unwrap_err().to_string().contains("longer"));
 }
 
 #[test]
 fn bounds_admit_and_settle() {
-    let interval = |low, high| crate::stats::Interval {
-        low,
-        high,
-        level: 0.95,
-    };
+    let interval = |low, high| crate::stats::Interval { low, high, level: 0.95 };
     assert!(Bound::AtLeast(1.0).admits(1.0) && !Bound::AtLeast(1.0).admits(f64::NAN));
     assert!(
         Bound::AtMost(1.0).settles(interval(0.0, 1.0))
             && Bound::AtMost(1.0).settles(interval(1.1, 2.0))
     );
     assert!(!Bound::AtMost(1.0).settles(interval(0.9, 1.1)));
-    let within = Bound::Within {
-        low: 0.0,
-        high: 1.0,
-    };
+    let within = Bound::Within { low: 0.0, high: 1.0 };
     assert!(within.settles(interval(0.2, 0.8)) && within.settles(interval(2.0, 3.0)));
     assert!(!within.settles(interval(-1.0, 2.0)) && !within.settles(interval(0.5, 1.5)));
     assert_eq!(within.requirement(Compare::Value), "0 to 1");
-    assert_eq!(
-        Bound::AtLeast(-2.0).requirement(Compare::Difference),
-        "≥ baseline − 2"
-    );
+    assert_eq!(Bound::AtLeast(-2.0).requirement(Compare::Difference), "≥ baseline − 2");
 }
 
 proptest::proptest! {

@@ -20,11 +20,7 @@ impl Axis {
             (low.min(value), high.max(value))
         });
         if low > high {
-            return Self {
-                low: 0.0,
-                high: 1.0,
-                log,
-            };
+            return Self { low: 0.0, high: 1.0, log };
         }
         let width = high - low;
         // One value alone, or values equal up to rounding, get an axis around them.
@@ -33,11 +29,7 @@ impl Axis {
         } else {
             room * width
         };
-        Self {
-            low: low - room,
-            high: high + room,
-            log,
-        }
+        Self { low: low - room, high: high + room, log }
     }
 
     /// The same axis for bars, which stand on zero: it holds zero, and ends there if no bar goes
@@ -48,11 +40,7 @@ impl Axis {
         }
         Self {
             low: if below { self.low.min(0.0) } else { 0.0 },
-            high: if above || !below {
-                self.high.max(0.0)
-            } else {
-                0.0
-            },
+            high: if above || !below { self.high.max(0.0) } else { 0.0 },
             ..self
         }
     }
@@ -65,25 +53,14 @@ impl Axis {
 
     /// About `count` round values within the ends, with their labels.
     pub(super) fn ticks(&self, count: usize) -> Vec<(f64, String)> {
-        let values = if self.log {
-            self.log_ticks(count)
-        } else {
-            linear_ticks(self.low, self.high, count)
-        };
-        let plain = values
-            .iter()
-            .all(|value| value.abs() < 1e5 && (*value == 0.0 || value.abs() >= 1e-3));
+        let values =
+            if self.log { self.log_ticks(count) } else { linear_ticks(self.low, self.high, count) };
+        let plain =
+            values.iter().all(|value| value.abs() < 1e5 && (*value == 0.0 || value.abs() >= 1e-3));
         let label = |value: f64| {
-            if plain {
-                format::number(value)
-            } else {
-                format::si(value).replace(' ', "")
-            }
+            if plain { format::number(value) } else { format::si(value).replace(' ', "") }
         };
-        values
-            .into_iter()
-            .map(|value| (value, label(value)))
-            .collect()
+        values.into_iter().map(|value| (value, label(value))).collect()
     }
 
     fn log_ticks(&self, count: usize) -> Vec<f64> {
@@ -92,19 +69,11 @@ impl Axis {
             // Too narrow for powers of ten: round values on the linear scale.
             return linear_ticks(10_f64.powf(self.low), 10_f64.powf(self.high), count);
         }
-        let factors: &[f64] = if decades < 2.5 {
-            &[1.0, 2.0, 5.0]
-        } else {
-            &[1.0]
-        };
+        let factors: &[f64] = if decades < 2.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
         let skip = (decades / count as f64).ceil().max(1.0) as usize;
         let exponents = (self.low.floor() as i32..=self.high.ceil() as i32).step_by(skip);
         exponents
-            .flat_map(|exponent| {
-                factors
-                    .iter()
-                    .map(move |factor| factor * 10_f64.powi(exponent))
-            })
+            .flat_map(|exponent| factors.iter().map(move |factor| factor * 10_f64.powi(exponent)))
             .filter(|value| (self.low..=self.high).contains(&value.log10()))
             .collect()
     }
@@ -135,9 +104,7 @@ fn linear_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
         let scale = 10_f64.powi(digits);
         (value * scale).round() / scale
     };
-    (0..=number.min(100))
-        .map(|i| round((first + i as f64) * step) + 0.0)
-        .collect()
+    (0..=number.min(100)).map(|i| round((first + i as f64) * step) + 0.0).collect()
 }
 
 #[cfg(test)]

@@ -39,10 +39,7 @@ pub(crate) fn html(
     let curves = curves(series);
     if !plots.is_empty() || !curves.is_empty() {
         page.push_str("<h2>Plots</h2>\n<div class=\"plots\">\n");
-        plots
-            .iter()
-            .chain(&curves)
-            .for_each(|plot| figure(&mut page, plot));
+        plots.iter().chain(&curves).for_each(|plot| figure(&mut page, plot));
         page.push_str("</div>\n");
     }
     for shown in &result.tables {
@@ -60,11 +57,7 @@ pub(crate) fn html(
         page.push_str("<h2>Measures</h2>\n");
         table(&mut page, &result.measure_table());
     }
-    let _ = writeln!(
-        page,
-        "<h2>Settings</h2>\n<pre>{}</pre>",
-        escape(result.config.trim_end())
-    );
+    let _ = writeln!(page, "<h2>Settings</h2>\n<pre>{}</pre>", escape(result.config.trim_end()));
     machine(&mut page, result);
     page.push_str("</main>\n</body>\n</html>\n");
     page
@@ -110,9 +103,7 @@ fn claims(page: &mut String, claims: &[ClaimResult]) {
             Verdict::Fails => " fails",
             Verdict::NotComparable => "",
         };
-        let measured = claim
-            .measured
-            .map_or_else(|| "–".to_owned(), format::number);
+        let measured = claim.measured.map_or_else(|| "–".to_owned(), format::number);
         let baseline = claim.baseline.as_ref().map_or_else(
             || "–".to_owned(),
             |baseline| {
@@ -169,10 +160,7 @@ fn curves(series: &BTreeMap<String, Series>) -> Vec<Plot> {
     let plot = |(quantity, curves): (&str, Vec<(&str, &Series)>)| {
         let start = Plot::new(quantity).x("step").y(quantity);
         curves.into_iter().fold(start, |plot, (name, curve)| {
-            let points = curve
-                .points()
-                .into_iter()
-                .map(|(step, value)| (step as f64, value));
+            let points = curve.points().into_iter().map(|(step, value)| (step as f64, value));
             plot.line(name, points)
         })
     };
@@ -186,12 +174,7 @@ fn figure(page: &mut String, plot: &Plot) {
     if legend.len() > 1 || legend.first().is_some_and(|(_, name)| *name != plot.title) {
         page.push_str("<ul class=\"legend\">");
         for (index, name) in legend {
-            let _ = write!(
-                page,
-                "<li><i class=\"c{}\"></i>{}</li>",
-                index % 8,
-                escape(name)
-            );
+            let _ = write!(page, "<li><i class=\"c{}\"></i>{}</li>", index % 8, escape(name));
         }
         page.push_str("</ul>\n");
     }
@@ -200,11 +183,7 @@ fn figure(page: &mut String, plot: &Plot) {
 
 fn table(page: &mut String, table: &Table) {
     let class = |column: usize| {
-        if table.is_numeric(column) {
-            " class=\"number\""
-        } else {
-            ""
-        }
+        if table.is_numeric(column) { " class=\"number\"" } else { "" }
     };
     page.push_str("<div class=\"scroll\"><table>\n<thead><tr>");
     for (index, column) in table.columns.iter().enumerate() {
@@ -214,12 +193,7 @@ fn table(page: &mut String, table: &Table) {
     for row in 0..table.rows.len() {
         page.push_str("<tr>");
         for column in 0..table.columns.len() {
-            let _ = write!(
-                page,
-                "<td{}>{}</td>",
-                class(column),
-                escape(&table.shown(row, column))
-            );
+            let _ = write!(page, "<td{}>{}</td>", class(column), escape(&table.shown(row, column)));
         }
         page.push_str("</tr>\n");
     }
@@ -228,11 +202,7 @@ fn table(page: &mut String, table: &Table) {
 
 fn machine(page: &mut String, result: &RunResult) {
     let machine = &result.machine;
-    let build = if machine.optimised {
-        "release"
-    } else {
-        "debug"
-    };
+    let build = if machine.optimised { "release" } else { "debug" };
     let facts = [
         ("processor", machine.cpu.clone()),
         ("cores", machine.cores.to_string()),

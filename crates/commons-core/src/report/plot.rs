@@ -63,10 +63,7 @@ struct Bar {
 impl Plot {
     /// An empty plot.
     pub fn new(title: impl Into<String>) -> Self {
-        Self {
-            title: title.into(),
-            ..Self::default()
-        }
+        Self { title: title.into(), ..Self::default() }
     }
 
     /// Names the horizontal axis.
@@ -116,12 +113,7 @@ impl Plot {
     ) -> Self {
         let all: Vec<_> = points.into_iter().collect();
         let line = all.iter().map(|p| (p.0, p.1)).collect();
-        self.curve(
-            name.into(),
-            true,
-            line,
-            all.iter().map(|p| (p.2, p.3)).collect(),
-        )
+        self.curve(name.into(), true, line, all.iter().map(|p| (p.2, p.3)).collect())
     }
 
     /// Adds unconnected points.
@@ -142,11 +134,7 @@ impl Plot {
         value: f64,
         interval: Option<(f64, f64)>,
     ) -> Self {
-        self.bars.push(Bar {
-            name: name.into(),
-            value,
-            interval,
-        });
+        self.bars.push(Bar { name: name.into(), value, interval });
         self
     }
 
@@ -164,27 +152,14 @@ impl Plot {
         points: Vec<(f64, f64)>,
         band: Vec<(f64, f64)>,
     ) -> Self {
-        self.curves.push(Curve {
-            name,
-            joined,
-            points,
-            band,
-        });
+        self.curves.push(Curve { name, joined, points, band });
         self
     }
 
     /// Names of the curves, for a legend in the order of their colours.
     pub(super) fn legend(&self) -> Vec<(usize, &str)> {
-        let names = self
-            .curves
-            .iter()
-            .map(|curve| curve.name.as_str())
-            .enumerate();
-        if self.bars.is_empty() {
-            names.collect()
-        } else {
-            Vec::new()
-        }
+        let names = self.curves.iter().map(|curve| curve.name.as_str()).enumerate();
+        if self.bars.is_empty() { names.collect() } else { Vec::new() }
     }
 
     /// A file of its own: the drawing with its style and legend.
@@ -198,11 +173,8 @@ impl Plot {
     }
 
     fn draw(&self, standalone: bool) -> String {
-        let head = if standalone {
-            26.0 + 18.0 * self.legend().len().div_ceil(4) as f64
-        } else {
-            0.0
-        };
+        let head =
+            if standalone { 26.0 + 18.0 * self.legend().len().div_ceil(4) as f64 } else { 0.0 };
         let mut svg = String::new();
         let height = HEIGHT + head;
         let _ = write!(
@@ -221,10 +193,7 @@ impl Plot {
                 escape(&self.title)
             );
             for (index, name) in self.legend() {
-                let (x, y) = (
-                    LEFT + 140.0 * (index % 4) as f64,
-                    40.0 + 18.0 * (index / 4) as f64,
-                );
+                let (x, y) = (LEFT + 140.0 * (index % 4) as f64, 40.0 + 18.0 * (index / 4) as f64);
                 let _ = write!(
                     svg,
                     "<circle class=\"c{}\" cx=\"{}\" cy=\"{}\" r=\"4\"/>",
@@ -252,18 +221,11 @@ impl Plot {
 
     fn draw_curves(&self, svg: &mut String) {
         let points = || self.curves.iter().flat_map(|curve| &curve.points);
-        let edges = self
-            .curves
-            .iter()
-            .flat_map(|curve| &curve.band)
-            .flat_map(|edge| [edge.0, edge.1]);
+        let edges =
+            self.curves.iter().flat_map(|curve| &curve.band).flat_map(|edge| [edge.0, edge.1]);
         let marks = self.marks.iter().map(|mark| mark.1);
         let x = Axis::fit(points().map(|p| p.0), self.log_x, 0.02);
-        let y = Axis::fit(
-            points().map(|p| p.1).chain(edges).chain(marks),
-            self.log_y,
-            0.06,
-        );
+        let y = Axis::fit(points().map(|p| p.1).chain(edges).chain(marks), self.log_y, 0.06);
         self.draw_frame(svg, &y);
         for (value, label) in x.ticks(7) {
             let Some(at) = x.position(value).map(across) else {
@@ -290,10 +252,8 @@ impl Plot {
         });
         let marks = self.marks.iter().map(|mark| mark.1);
         let all: Vec<f64> = ends.chain(marks).collect();
-        let y = Axis::fit(all.iter().copied(), self.log_y, 0.08).standing_on_zero(
-            all.iter().any(|end| *end < 0.0),
-            all.iter().any(|end| *end > 0.0),
-        );
+        let y = Axis::fit(all.iter().copied(), self.log_y, 0.08)
+            .standing_on_zero(all.iter().any(|end| *end < 0.0), all.iter().any(|end| *end > 0.0));
         self.draw_frame(svg, &y);
         let slot = (WIDTH - LEFT - RIGHT) / self.bars.len() as f64;
         let width = (slot * 0.62).min(70.0);
@@ -309,11 +269,8 @@ impl Plot {
                     escape(&bar.name),
                     format::number(bar.value)
                 );
-                let above = bar
-                    .interval
-                    .and_then(|(_, high)| y.position(high))
-                    .map_or(from, up)
-                    .min(from);
+                let above =
+                    bar.interval.and_then(|(_, high)| y.position(high)).map_or(from, up).min(from);
                 let _ = write!(
                     svg,
                     "<text class=\"value middle\" x=\"{middle:.1}\" y=\"{:.1}\">{}</text>",
@@ -398,11 +355,7 @@ impl Plot {
 impl Curve {
     fn draw(&self, svg: &mut String, index: usize, x: &Axis, y: &Axis) {
         let place = |(a, b): (f64, f64)| Some((across(x.position(a)?), up(y.position(b)?)));
-        let class = format!(
-            "c{}{}",
-            index % COLOURS,
-            if index >= COLOURS { " again" } else { "" }
-        );
+        let class = format!("c{}{}", index % COLOURS, if index >= COLOURS { " again" } else { "" });
         if !self.band.is_empty() {
             let edge = |pick: fn(&(f64, f64)) -> f64| {
                 let ends = self
@@ -418,21 +371,15 @@ impl Curve {
                 .chain(high.iter().rev())
                 .map(|(x, y)| format!("{x:.1},{y:.1}"))
                 .collect();
-            let _ = write!(
-                svg,
-                "<polygon class=\"band {class}\" points=\"{}\"/>",
-                outline.join(" ")
-            );
+            let _ =
+                write!(svg, "<polygon class=\"band {class}\" points=\"{}\"/>", outline.join(" "));
         }
         let placed: Vec<_> = self.points.iter().map(|point| place(*point)).collect();
         if self.joined {
             // A gap wherever a value cannot be shown.
             for piece in placed.split(Option::is_none) {
-                let piece: Vec<String> = piece
-                    .iter()
-                    .flatten()
-                    .map(|(x, y)| format!("{x:.1},{y:.1}"))
-                    .collect();
+                let piece: Vec<String> =
+                    piece.iter().flatten().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
                 if piece.len() > 1 {
                     let _ = write!(
                         svg,
@@ -444,11 +391,8 @@ impl Curve {
         }
         // Few points are worth seeing one by one.
         if !self.joined || self.points.len() <= 12 {
-            for (point, (cx, cy)) in self
-                .points
-                .iter()
-                .zip(&placed)
-                .filter_map(|(p, at)| Some((p, (*at)?)))
+            for (point, (cx, cy)) in
+                self.points.iter().zip(&placed).filter_map(|(p, at)| Some((p, (*at)?)))
             {
                 let _ = write!(
                     svg,
@@ -476,10 +420,7 @@ fn shortened(text: &str, room: usize) -> String {
     if text.chars().count() <= room {
         return text.to_owned();
     }
-    text.chars()
-        .take(room.saturating_sub(1))
-        .chain(['…'])
-        .collect()
+    text.chars().take(room.saturating_sub(1)).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -489,24 +430,16 @@ mod tests {
     #[test]
     fn drawings_hold_their_data_and_escape_names() {
         let svg = Plot::new("a < b")
-            .line(
-                "x & y",
-                [(0.0, 0.0), (1.0, f64::NAN), (2.0, 1.0), (3.0, 2.0)],
-            )
+            .line("x & y", [(0.0, 0.0), (1.0, f64::NAN), (2.0, 1.0), (3.0, 2.0)])
             .to_svg();
         assert!(svg.contains("a &lt; b") && svg.contains("x &amp; y"));
         // The gap leaves one piece of two points.
         assert_eq!(svg.matches("<polyline").count(), 1);
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
-        let bars = Plot::new("bars")
-            .bar("one", 1.0, Some((0.8, 1.2)))
-            .bar("two", -2.0, None)
-            .to_svg();
+        let bars =
+            Plot::new("bars").bar("one", 1.0, Some((0.8, 1.2))).bar("two", -2.0, None).to_svg();
         assert_eq!(
-            (
-                bars.matches("<rect class=\"bar").count(),
-                bars.matches("whisker\"").count()
-            ),
+            (bars.matches("<rect class=\"bar").count(), bars.matches("whisker\"").count()),
             (2, 1)
         );
     }
@@ -517,20 +450,13 @@ mod tests {
             Plot::new("empty"),
             Plot::new("nan").line("a", [(f64::NAN, f64::NAN)]),
             Plot::new("one").points("a", [(1.0, 1.0)]).log_x().log_y(),
-            Plot::new("negative")
-                .line("a", [(-1.0, -1.0), (-2.0, 0.0)])
-                .log_x()
-                .log_y(),
+            Plot::new("negative").line("a", [(-1.0, -1.0), (-2.0, 0.0)]).log_x().log_y(),
             Plot::new("huge").line("a", [(0.0, 1e308), (1.0, -1e308)]),
             Plot::new("band").band("a", [(0.0, 1.0, 0.5, 1.5), (1.0, 2.0, 1.0, 3.0)]),
         ];
         for plot in strange {
             let svg = plot.to_svg();
-            assert!(
-                !svg.contains("NaN") && !svg.contains("inf"),
-                "{}",
-                plot.title
-            );
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{}", plot.title);
             assert!(svg.ends_with("</svg>"));
         }
     }

@@ -64,10 +64,7 @@ fn sin_cos(word: u32) -> (f32, f32) {
     // Signs by quadrant: sine is negative in the last two, cosine in the middle two.
     let sine_sign = (quarter & 2) << 30;
     let cosine_sign = (quarter.wrapping_add(1) & 2) << 30;
-    (
-        f32::from_bits(s.to_bits() ^ sine_sign),
-        f32::from_bits(c.to_bits() ^ cosine_sign),
-    )
+    (f32::from_bits(s.to_bits() ^ sine_sign), f32::from_bits(c.to_bits() ^ cosine_sign))
 }
 
 /// Two independent standard normals from two uniform words.
@@ -99,17 +96,7 @@ mod tests {
 
     /// Words that cover both ends, both sides of every branch, and a spread in between.
     fn words() -> impl Iterator<Item = u32> {
-        let edges = [
-            0,
-            1 << 29,
-            1 << 30,
-            3 << 29,
-            1 << 31,
-            3 << 30,
-            7 << 29,
-            NEAR_ONE,
-            u32::MAX,
-        ];
+        let edges = [0, 1 << 29, 1 << 30, 3 << 29, 1 << 31, 3 << 30, 7 << 29, NEAR_ONE, u32::MAX];
         let near = edges
             .into_iter()
             .flat_map(|edge: u32| (-40..40).map(move |d: i32| edge.wrapping_add(d as u32)));
@@ -125,10 +112,7 @@ mod tests {
             let ln = if u > 0.5 { (-d).ln_1p() } else { u.ln() };
             let exact = (-2.0 * ln).sqrt();
             let got = f64::from(radius(word));
-            assert!(
-                (got - exact).abs() <= 4e-7 * exact.max(1e-9),
-                "{word}: {got} {exact}"
-            );
+            assert!((got - exact).abs() <= 4e-7 * exact.max(1e-9), "{word}: {got} {exact}");
         }
     }
 

@@ -10,7 +10,7 @@ mod panel;
 use candle_core::{DType, Result, Shape, Tensor, bail};
 
 use crate::slices::with_elements;
-use crate::tape::{Cx, Op, record_storage as record};
+use crate::tape::{Cx, Op, record};
 use geometry::{Axis, Plan};
 use kernel::Element;
 use panel::{Channels, Side};

@@ -167,8 +167,20 @@ fn object(value: Json) -> Map<String, Json> {
 /// The promised layers must be there, so that nothing is built for a number alone.
 fn check_layers(keys: &Keys<'_>) -> Result<()> {
     let promised = keys.count("block_count")?;
-    let layer = |name: &String| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<u64>().ok();
-    let found = keys.gguf.tensors().keys().filter_map(layer).max().map_or(0, |last| last.saturating_add(1));
+    let layer = |name: &String| {
+        name.strip_prefix("blk.")?
+            .split_once('.')?
+            .0
+            .parse::<u64>()
+            .ok()
+    };
+    let found = keys
+        .gguf
+        .tensors()
+        .keys()
+        .filter_map(layer)
+        .max()
+        .map_or(0, |last| last.saturating_add(1));
     if found != promised {
         return Err(keys.gguf.bad_value(
             &keys.key("block_count"),

@@ -9,8 +9,8 @@ use serde_json::{Map, Value as Json};
 
 use super::value::{put_string, put_value};
 use super::{
-    Architecture, Array, DEFAULT_ALIGNMENT, GgmlType, MAGIC, Value, metadata_from_config, permute_rows,
-    quantize,
+    Architecture, Array, DEFAULT_ALIGNMENT, GgmlType, MAGIC, Value, metadata_from_config,
+    permute_rows, quantize,
 };
 use crate::error::{Error, Result};
 use crate::format::{Weights, atomic};

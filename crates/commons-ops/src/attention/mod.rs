@@ -1,8 +1,15 @@
 //! Scaled dot-product attention over `[batch, seq, heads, head_dim]`, with grouped keys and values.
 
 use crate::composed;
+use crate::tape::{self, Cx, Op};
+use crate::view::{fused, read};
 use candle_core::{Result, Tensor, bail};
+use kernel::Call;
 use std::ops::Range;
+
+mod kernel;
+#[cfg(test)]
+mod tests;
 
 /// What a query may see, and how scores are formed.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -39,7 +46,49 @@ impl AttentionOptions {
 /// If the shapes do not fit together, `causal` is asked for with more queries than keys, or
 /// `key_lengths` does not hold one length of at most `tk` per batch row.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
-    composed::attention(q, k, v, options)
+    let shape = Shape::check(q, k, v, options)?;
+    if !fused(&[q, k, v]) {
+        return composed::attention(q, k, v, options);
+    }
+    let call = Call { shape, options: options.clone() };
+    let (out, logs) = read(q, |q| read(k, |k| read(v, |v| Ok(call.forward(q, k, v)))))?;
+    let dims = (shape.b, shape.tq, shape.hq, shape.d);
+    tape::record_f32(Attention { call, logs }, &[q, k, v], out, dims)
+}
+
+struct Attention {
+    call: Call,
+    /// `log Σ e^score` of every query, `[b, hq, tq]`.
+    logs: Vec<f32>,
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
+        let [q, k, v] = cx.args else {
+            bail!("attention: expected three arguments, got {}", cx.args.len())
+        };
+        let grads = read(q, |q| {
+            read(k, |k| {
+                read(v, |v| {
+                    read(cx.out, |out| {
+                        read(cx.grad, |dout| {
+                            Ok(self.call.backward(q, k, v, out, dout, &self.logs))
+                        })
+                    })
+                })
+            })
+        })?;
+        for (i, grad) in grads.into_iter().enumerate() {
+            if cx.wants(i) {
+                cx.give_vec(i, grad)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Checked sizes of an attention call.
