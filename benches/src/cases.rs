@@ -94,7 +94,8 @@ fn resnet_block() -> Fallible<Case> {
         let options = ConvOptions { padding: [1; 2], ..ConvOptions::default() };
         let layer = |i: usize, x: &Tensor| -> Fallible<Tensor> {
             let x = ops::conv2d(x, &bank.weight(&format!("conv{i}.weight"))?, None, &options)?;
-            let (gain, bias) = (bank.weight(&format!("bn{i}.weight"))?, bank.weight(&format!("bn{i}.bias"))?);
+            let (gain, bias) =
+                (bank.weight(&format!("bn{i}.weight"))?, bank.weight(&format!("bn{i}.bias"))?);
             Ok(ops::batch_norm(&x, &gain, &bias, 1e-5)?.0)
         };
         let y = ops::relu(&layer(1, &x)?)?;

@@ -86,11 +86,7 @@ struct Remedy<'a>(&'a str);
 
 impl fmt::Display for Remedy<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            write!(f, " ({})", self.0)
-        }
+        if self.0.is_empty() { Ok(()) } else { write!(f, " ({})", self.0) }
     }
 }
 
@@ -147,11 +143,7 @@ impl Error {
 
     /// A request that cannot be honoured.
     pub fn invalid(subject: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Invalid {
-            subject: subject.into(),
-            reason: reason.into(),
-            remedy: String::new(),
-        }
+        Self::Invalid { subject: subject.into(), reason: reason.into(), remedy: String::new() }
     }
 
     /// A configuration field (of `config.json`, of a run) whose value cannot be used.
@@ -179,11 +171,7 @@ impl Error {
 
     /// A refused file operation; `action` is a verb phrase.
     pub fn io(path: impl AsRef<Path>, action: &'static str, source: std::io::Error) -> Self {
-        Self::Io {
-            path: path.as_ref().to_path_buf(),
-            action,
-            source,
-        }
+        Self::Io { path: path.as_ref().to_path_buf(), action, source }
     }
 
     /// Names the tensor, key or column concerned. No effect on other kinds of error.
@@ -233,11 +221,7 @@ impl From<Error> for commons_core::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Core(error) => *error,
-            Error::Io {
-                path,
-                action,
-                source,
-            } => Self::io(action, path)(source),
+            Error::Io { path, action, source } => Self::io(action, path)(source),
             other => Self::other(other),
         }
     }
@@ -263,15 +247,9 @@ mod tests {
     fn unresolved_lists_every_attempt() {
         let error = Error::Unresolved(Box::new(Unresolved {
             name: "m".into(),
-            attempts: vec![
-                ("cache".into(), "absent".into()),
-                ("hub".into(), "timed out".into()),
-            ],
+            attempts: vec![("cache".into(), "absent".into()), ("hub".into(), "timed out".into())],
             remedy: String::new(),
         }));
-        assert_eq!(
-            error.to_string(),
-            "cannot find `m`\n  cache: absent\n  hub: timed out"
-        );
+        assert_eq!(error.to_string(), "cannot find `m`\n  cache: absent\n  hub: timed out");
     }
 }

@@ -39,18 +39,12 @@ impl Bytes {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
-        let status = file
-            .metadata()
-            .map_err(|e| Error::io(path, "read the size", e))?;
+        let status = file.metadata().map_err(|e| Error::io(path, "read the size", e))?;
         if !status.is_file() {
             return Err(Error::malformed(path, "is not a regular file"));
         }
         let storage = if status.len() <= COPY_BELOW {
-            Storage::Owned(
-                std::fs::read(path)
-                    .map_err(|e| Error::io(path, "read", e))?
-                    .into(),
-            )
+            Storage::Owned(std::fs::read(path).map_err(|e| Error::io(path, "read", e))?.into())
         } else {
             // SAFETY: the map is private and read-only; see the module documentation for the one
             // assumption, that no other program shortens the file meanwhile.
@@ -58,26 +52,17 @@ impl Bytes {
                 .map_err(|e| Error::io(path, "map into memory", e))?;
             Storage::Mapped(Arc::new(map))
         };
-        Ok(Self {
-            name: path.to_path_buf(),
-            storage,
-        })
+        Ok(Self { name: path.to_path_buf(), storage })
     }
 
     /// Wraps bytes that are already in memory; `name` appears in messages.
     pub fn from_vec(name: impl Into<PathBuf>, bytes: Vec<u8>) -> Self {
-        Self {
-            name: name.into(),
-            storage: Storage::Owned(bytes.into()),
-        }
+        Self { name: name.into(), storage: Storage::Owned(bytes.into()) }
     }
 
     /// Wraps bytes embedded in the program; `name` appears in messages.
     pub fn from_static(name: impl Into<PathBuf>, bytes: &'static [u8]) -> Self {
-        Self {
-            name: name.into(),
-            storage: Storage::Static(bytes),
-        }
+        Self { name: name.into(), storage: Storage::Static(bytes) }
     }
 
     /// The file's path, or the name given to the buffer.

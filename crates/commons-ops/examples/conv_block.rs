@@ -34,8 +34,10 @@ fn main() -> Result<()> {
     let head = normal("head", &[10, channels], 0.1)?;
     let ones = Tensor::ones(channels, candle_core::DType::F32, &Device::Cpu)?;
     let (gain1, gain2) = (Var::from_tensor(&ones)?, Var::from_tensor(&ones)?);
-    let (bias1, bias2) = (Var::from_tensor(&ones.zeros_like()?)?, Var::from_tensor(&ones.zeros_like()?)?);
-    let targets = Tensor::from_vec((0..batch as u32).map(|i| i % 10).collect(), batch, &Device::Cpu)?;
+    let (bias1, bias2) =
+        (Var::from_tensor(&ones.zeros_like()?)?, Var::from_tensor(&ones.zeros_like()?)?);
+    let targets =
+        Tensor::from_vec((0..batch as u32).map(|i| i % 10).collect(), batch, &Device::Cpu)?;
     let options = ConvOptions::padded(1);
 
     let mut forward = Vec::new();

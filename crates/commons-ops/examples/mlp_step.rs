@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use commons_core::Seed;
 use commons_ops::optim::{AdamW, Optimizer};
-use commons_ops::{Activation, Device, Result, Tensor, Var, backward, cross_entropy, linear, linear_act};
+use commons_ops::{
+    Activation, Device, Result, Tensor, Var, backward, cross_entropy, linear, linear_act,
+};
 
 const BATCH: usize = 64;
 
@@ -24,7 +26,8 @@ fn main() -> Result<()> {
         Tensor::from_vec(data, dims, &Device::Cpu)
     };
     let x = normal("x", &[BATCH, 784], 1.0)?;
-    let targets = Tensor::from_vec((0..BATCH as u32).map(|i| i % 10).collect(), BATCH, &Device::Cpu)?;
+    let targets =
+        Tensor::from_vec((0..BATCH as u32).map(|i| i % 10).collect(), BATCH, &Device::Cpu)?;
     let parameters = [
         normal("w1", &[256, 784], 0.05)?,
         normal("b1", &[256], 0.0)?,

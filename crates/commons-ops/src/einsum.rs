@@ -177,8 +177,7 @@ impl Spec {
 
 /// Permutes dimensions named `from` into the order `to`.
 fn arrange(x: &Tensor, from: &[char], to: &[char]) -> Result<Tensor> {
-    let order: Vec<usize> =
-        to.iter().filter_map(|l| from.iter().position(|f| f == l)).collect();
+    let order: Vec<usize> = to.iter().filter_map(|l| from.iter().position(|f| f == l)).collect();
     if order.iter().copied().eq(0..from.len()) { Ok(x.clone()) } else { x.permute(order) }
 }
 
@@ -226,8 +225,12 @@ mod tests {
                     sum * spec.size(*l) + place.iter().find(|p| p.0 == *l).unwrap().1
                 })
             };
-            let product: f64 =
-                spec.inputs.iter().zip(&data).map(|(letters, data)| data[offset(letters)]).product();
+            let product: f64 = spec
+                .inputs
+                .iter()
+                .zip(&data)
+                .map(|(letters, data)| data[offset(letters)])
+                .product();
             out[offset(&spec.output)] += product;
         }
         Tensor::from_vec(out, spec.dims(&spec.output), &Device::Cpu).unwrap()
@@ -237,9 +240,22 @@ mod tests {
     fn values_and_gradients_match_the_definition() {
         let size = |l: char| [2, 3, 4, 5, 1, 6][l as usize % 6];
         for spec in [
-            "ij,jk->ik", "bij,bjk->bik", "bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", "i,j->ij", "i,i->",
-            "ij,ij->j", "ij->ji", "ij->", "ijk->j", "abc,cd->dab", "ab,cd->ac", "ab,ab", "ba,ac",
-            "ijk,k->ij", "a,b->",
+            "ij,jk->ik",
+            "bij,bjk->bik",
+            "bqhd,bkhd->bhqk",
+            "bhqk,bkhd->bqhd",
+            "i,j->ij",
+            "i,i->",
+            "ij,ij->j",
+            "ij->ji",
+            "ij->",
+            "ijk->j",
+            "abc,cd->dab",
+            "ab,cd->ac",
+            "ab,ab",
+            "ba,ac",
+            "ijk,k->ij",
+            "a,b->",
         ] {
             let left = spec.split("->").next().unwrap();
             let operands: Vec<Tensor> = left
@@ -262,12 +278,7 @@ mod tests {
     #[test]
     fn strided_and_repeated_operands() {
         let x = randn(1, &[4, 3]);
-        agree(
-            &[&x],
-            |t| einsum("ij,kj->ik", &[&t[0], &t[0]]),
-            |t| t[0].matmul(&t[0].t()?),
-            1e-5,
-        );
+        agree(&[&x], |t| einsum("ij,kj->ik", &[&t[0], &t[0]]), |t| t[0].matmul(&t[0].t()?), 1e-5);
         agree(
             &[&x],
             |t| einsum("ij,jk->ik", &[&t[0].t()?, &t[0]]),

@@ -473,7 +473,9 @@ mod tests {
         let y = gather(&x, &index, 0).unwrap();
         let t = gather(&x.t().unwrap(), &index.t().unwrap().contiguous().unwrap(), 1).unwrap();
         assert_eq!(values(&y), values(&t.t().unwrap()));
-        assert!(x.gather(&index, 0).is_err() || values(&x.gather(&index, 0).unwrap()) == values(&y));
+        assert!(
+            x.gather(&index, 0).is_err() || values(&x.gather(&index, 0).unwrap()) == values(&y)
+        );
     }
 
     #[test]
@@ -546,7 +548,11 @@ mod tests {
 
     #[test]
     fn top_k_is_ordered_and_stable() {
-        let x = Tensor::new(&[[1f32, 5., 5., 2., 5.], [f32::NAN, 0., -1., f32::INFINITY, 0.]], &Device::Cpu).unwrap();
+        let x = Tensor::new(
+            &[[1f32, 5., 5., 2., 5.], [f32::NAN, 0., -1., f32::INFINITY, 0.]],
+            &Device::Cpu,
+        )
+        .unwrap();
         let (v, i) = top_k(&x, 3).unwrap();
         assert_eq!(i.to_vec2::<u32>().unwrap(), [[1, 2, 4], [0, 3, 1]]);
         assert_eq!(v.get(0).unwrap().to_vec1::<f32>().unwrap(), [5., 5., 5.]);
@@ -560,7 +566,10 @@ mod tests {
         let got = grads.get(&x).unwrap().to_vec2::<f32>().unwrap();
         let rows = i.to_vec2::<u32>().unwrap();
         for (r, row) in rows.iter().enumerate() {
-            assert!(x.to_vec2::<f32>().unwrap()[r][row[0] as usize] >= x.to_vec2::<f32>().unwrap()[r][row[1] as usize]);
+            assert!(
+                x.to_vec2::<f32>().unwrap()[r][row[0] as usize]
+                    >= x.to_vec2::<f32>().unwrap()[r][row[1] as usize]
+            );
             for (c, g) in got[r].iter().enumerate() {
                 let want = row.iter().position(|&i| i as usize == c);
                 let want = want.map_or(0.0, |k| ((r * 2 + k) as f64 * 0.7).sin() + 0.3);

@@ -36,18 +36,12 @@ pub(crate) fn matmul(
         let at = (n / 2).next_multiple_of(COLUMNS);
         let (left, right) = dst.split_at_col_mut(at);
         let (b_left, b_right) = b.split_at_col(at);
-        par::join(
-            || matmul(left, add, a, b_left, alpha),
-            || matmul(right, add, a, b_right, alpha),
-        );
+        par::join(|| matmul(left, add, a, b_left, alpha), || matmul(right, add, a, b_right, alpha));
     } else {
         let at = (m / 2).next_multiple_of(ROWS);
         let (top, bottom) = dst.split_at_row_mut(at);
         let (a_top, a_bottom) = a.split_at_row(at);
-        par::join(
-            || matmul(top, add, a_top, b, alpha),
-            || matmul(bottom, add, a_bottom, b, alpha),
-        );
+        par::join(|| matmul(top, add, a_top, b, alpha), || matmul(bottom, add, a_bottom, b, alpha));
     }
 }
 

@@ -355,7 +355,8 @@ mod tests {
 
     #[test]
     fn known_values() {
-        let x = Tensor::new(&[[[[1f32, 2., 3.], [4., 9., 6.], [7., 8., 5.]]]], &Device::Cpu).unwrap();
+        let x =
+            Tensor::new(&[[[[1f32, 2., 3.], [4., 9., 6.], [7., 8., 5.]]]], &Device::Cpu).unwrap();
         let y = max_pool2d(&x, &PoolOptions::new(2, 1)).unwrap();
         assert_eq!(values(&y), [9., 9., 9., 9.]);
         // Padding counts as zero or not at all.
@@ -385,7 +386,8 @@ mod tests {
         let grads = backward(&loss).unwrap();
         assert_eq!(values(grads.get(&x).unwrap()), [9.0; 24]);
         let y = x.upsample_nearest2d(6, 8).unwrap().sum_all().unwrap();
-        let theirs = (y + (x.as_tensor() * 3.0).unwrap().sum_all().unwrap()).unwrap().backward().unwrap();
+        let theirs =
+            (y + (x.as_tensor() * 3.0).unwrap().sum_all().unwrap()).unwrap().backward().unwrap();
         let sum: f64 = values(theirs.get(&x).unwrap()).iter().sum();
         assert_ne!(sum, (4.0 + 3.0) * 24.0, "candle has been mended");
     }

@@ -74,9 +74,8 @@ pub fn rope_tables(
         bail!("rope_tables: theta {theta} and factor {factor} must be positive")
     }
     let half = head_dim / 2;
-    let frequencies: Vec<f64> = (0..half)
-        .map(|i| scaling.apply(theta.powf(-2.0 * i as f64 / head_dim as f64)))
-        .collect();
+    let frequencies: Vec<f64> =
+        (0..half).map(|i| scaling.apply(theta.powf(-2.0 * i as f64 / head_dim as f64))).collect();
     let rows = positions.len();
     let mut cos = Vec::with_capacity(rows * half);
     let mut sin = Vec::with_capacity(rows * half);

@@ -240,11 +240,7 @@ impl CustomOp1 for Hashed {
     }
 
     fn bwd(&self, _pool: &Tensor, _res: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let back = HashedBack {
-            layout: self.layout.clone(),
-            scale: self.scale,
-            size: self.size,
-        };
+        let back = HashedBack { layout: self.layout.clone(), scale: self.scale, size: self.size };
         grad.contiguous()?.apply_op1_no_bwd(&back).map(Some)
     }
 }
@@ -321,7 +317,8 @@ impl CustomOp2 for NoiseSum {
         let flat = grad.flatten_all()?;
         let mut dots = Vec::with_capacity(scalars.dims1()?);
         for k in 0..scalars.dims1()? {
-            let z = Tensor::from_vec(self.direction(k, flat.elem_count()), flat.dims(), flat.device())?;
+            let z =
+                Tensor::from_vec(self.direction(k, flat.elem_count()), flat.dims(), flat.device())?;
             dots.push((&flat * z.to_dtype(flat.dtype())?)?.sum_all()?);
         }
         Ok((Some(grad.clone()), Some(Tensor::stack(&dots, 0)?)))

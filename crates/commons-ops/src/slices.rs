@@ -63,17 +63,19 @@ const LANES: usize = 32;
 /// `Σ f(a)` with each run of 4096 elements summed in `T` and the runs in `f64`.
 #[inline(always)]
 pub(crate) fn sum<T: Real>(a: &[T], f: impl Fn(T) -> T) -> f64 {
-    a.chunks(4096).map(|run| {
-        let mut lanes = [T::zero(); LANES];
-        let (body, tail) = run.as_chunks::<LANES>();
-        for chunk in body {
-            for l in 0..LANES {
-                lanes[l] += f(chunk[l]);
+    a.chunks(4096)
+        .map(|run| {
+            let mut lanes = [T::zero(); LANES];
+            let (body, tail) = run.as_chunks::<LANES>();
+            for chunk in body {
+                for l in 0..LANES {
+                    lanes[l] += f(chunk[l]);
+                }
             }
-        }
-        for (lane, &v) in lanes.iter_mut().zip(tail) {
-            *lane += f(v);
-        }
-        lanes.iter().map(|v| v.wide()).sum::<f64>()
-    }).sum()
+            for (lane, &v) in lanes.iter_mut().zip(tail) {
+                *lane += f(v);
+            }
+            lanes.iter().map(|v| v.wide()).sum::<f64>()
+        })
+        .sum()
 }

@@ -61,7 +61,12 @@ pub trait Compress: Sync {
     /// # Errors
     /// When the method does not apply to the model (saying why, and the nearest setting that does)
     /// or an option is out of range.
-    fn share(&self, config: &Self::Config, model: &Decoder, context: &mut Context<'_>) -> Result<Shared>;
+    fn share(
+        &self,
+        config: &Self::Config,
+        model: &Decoder,
+        context: &mut Context<'_>,
+    ) -> Result<Shared>;
 
     /// The options of the healing that follows.
     fn healing<'a>(&self, config: &'a mut Self::Config) -> &'a mut HealConfig;

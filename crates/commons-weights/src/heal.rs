@@ -66,10 +66,16 @@ impl HealConfig {
             }
         }
         if self.ce_coef + self.kl_coef + self.tail_coef == 0. {
-            return Err(Error::config("ce_coef", "kl_coef and tail_coef are all zero: nothing to minimise"));
+            return Err(Error::config(
+                "ce_coef",
+                "kl_coef and tail_coef are all zero: nothing to minimise",
+            ));
         }
         if !(self.temperature.is_finite() && self.temperature > 0.) {
-            return Err(Error::config("temperature", format!("{} must be positive", self.temperature)));
+            return Err(Error::config(
+                "temperature",
+                format!("{} must be positive", self.temperature),
+            ));
         }
         Ok(())
     }
@@ -117,7 +123,10 @@ pub fn heal(
         (false, _) => None,
         (true, Some(teacher)) => Some(check_teacher(student, teacher, config)?),
         (true, None) => {
-            return Err(Error::config("kl_coef", "and tail_coef need a teacher: pass the original model or set both to 0"));
+            return Err(Error::config(
+                "kl_coef",
+                "and tail_coef need a teacher: pass the original model or set both to 0",
+            ));
         }
     };
     let t = &config.train;
@@ -138,7 +147,11 @@ pub fn heal(
     Ok(Healed { outcome, losses: trainer.losses().to_vec() })
 }
 
-fn check_teacher<'a>(student: &Decoder, teacher: &'a Decoder, config: &HealConfig) -> Result<&'a Decoder> {
+fn check_teacher<'a>(
+    student: &Decoder,
+    teacher: &'a Decoder,
+    config: &HealConfig,
+) -> Result<&'a Decoder> {
     if teacher.config.vocab_size != student.config.vocab_size {
         return Err(Error::config("teacher", "has another vocabulary than the student"));
     }
@@ -148,14 +161,22 @@ fn check_teacher<'a>(student: &Decoder, teacher: &'a Decoder, config: &HealConfi
             return Err(Error::config("tail_coef", "needs a teacher of the student's hidden_size"));
         }
         if config.tail_layers == 0 || config.tail_layers > layers {
-            return Err(Error::config("tail_layers", format!("{} is not in 1..={layers}", config.tail_layers)));
+            return Err(Error::config(
+                "tail_layers",
+                format!("{} is not in 1..={layers}", config.tail_layers),
+            ));
         }
     }
     Ok(teacher)
 }
 
 /// The healing loss of `ids: [batch, seq + 1]`.
-pub fn loss(student: &Decoder, teacher: Option<&Decoder>, ids: &Tensor, config: &HealConfig) -> Result<Loss> {
+pub fn loss(
+    student: &Decoder,
+    teacher: Option<&Decoder>,
+    ids: &Tensor,
+    config: &HealConfig,
+) -> Result<Loss> {
     let (batch, width) = ids.dims2()?;
     let inputs = ids.narrow(1, 0, width - 1)?.contiguous()?;
     let targets = ids.narrow(1, 1, width - 1)?.contiguous()?;
@@ -176,7 +197,8 @@ pub fn loss(student: &Decoder, teacher: Option<&Decoder>, ids: &Tensor, config: 
         add("ce", config.ce_coef, student.loss(&hidden, &targets)?)?;
     }
     if let Some(teacher) = teacher {
-        let (teacher_hidden, teacher_states) = ops::no_grad(|| forward_tail(teacher, &inputs, tail))?;
+        let (teacher_hidden, teacher_states) =
+            ops::no_grad(|| forward_tail(teacher, &inputs, tail))?;
         if config.kl_coef > 0. {
             let rows = batch * (width - 1);
             let flat = |h: &Tensor| h.reshape((rows, h.dim(2)?));

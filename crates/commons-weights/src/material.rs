@@ -59,13 +59,20 @@ impl MaterialConfig {
     /// # Errors
     /// When a file cannot be read, or training fails or is stopped.
     pub fn prepare(&self, seed: Seed, run: &mut Run) -> Result<Material> {
-        let (train, test) =
-            (self.text(&self.train_text, Split::Train, seed)?, self.text(&self.test_text, Split::Test, seed)?);
+        let (train, test) = (
+            self.text(&self.train_text, Split::Train, seed)?,
+            self.text(&self.test_text, Split::Test, seed)?,
+        );
         if self.model != "scratch" {
             let loaded = Loaded::open(self.model.as_ref())?;
             let encode = |text: &str| Ok::<_, Error>(loaded.tokenizer.encode(text, false)?);
             let (train, test_tokens) = (encode(&train)?, encode(&test)?);
-            return Ok(Material { model: loaded.model, train, test: test_tokens, test_bytes: test.len() });
+            return Ok(Material {
+                model: loaded.model,
+                train,
+                test: test_tokens,
+                test_bytes: test.len(),
+            });
         }
         let tokens = byte_tokens(&train);
         let stop = HealRun { stop: run.stop().flag(), ..HealRun::default() };

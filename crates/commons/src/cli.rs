@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, ColorChoice, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, ColorChoice, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum,
+};
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Failure, Result, exit};
@@ -310,8 +312,11 @@ mod tests {
     fn every_verb_shows_examples_that_parse() {
         for verb in command().get_subcommands() {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
-            let examples: Vec<&str> =
-                help.lines().filter_map(|l| l.trim().strip_prefix("$ ")).filter(|l| l.starts_with("commons ")).collect();
+            let examples: Vec<&str> = help
+                .lines()
+                .filter_map(|l| l.trim().strip_prefix("$ "))
+                .filter(|l| l.starts_with("commons "))
+                .collect();
             assert!(!examples.is_empty(), "{} shows no example", verb.get_name());
             for example in examples {
                 let words = example.split(" > ").next().unwrap().split(" | ").next().unwrap();

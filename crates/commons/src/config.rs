@@ -38,10 +38,12 @@ impl Layer {
         let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
             let line = e.span().map(|s| 1 + text[..s.start].matches('\n').count());
             let place = line.map_or_else(|| source.clone(), |l| format!("{source}: line {l}"));
-            Failure::usage(place, e.message()).help("settings files are TOML: `key = value` lines and [section] headings")
+            Failure::usage(place, e.message())
+                .help("settings files are TOML: `key = value` lines and [section] headings")
         })?;
-        let value = serde_json::to_value(table)
-            .map_err(|e| Failure::usage(&source, format!("holds a value JSON does not know: {e}")))?;
+        let value = serde_json::to_value(table).map_err(|e| {
+            Failure::usage(&source, format!("holds a value JSON does not know: {e}"))
+        })?;
         Ok(Self { source, value })
     }
 
@@ -50,7 +52,8 @@ impl Layer {
     /// # Errors
     /// When they cannot be written as JSON, which is a fault of the program.
     pub fn options(options: &impl Serialize) -> Result<Self> {
-        let value = serde_json::to_value(options).map_err(|e| Failure::failed(format!("options: {e}")))?;
+        let value =
+            serde_json::to_value(options).map_err(|e| Failure::failed(format!("options: {e}")))?;
         Ok(Self { source: "command line".into(), value })
     }
 
@@ -61,11 +64,13 @@ impl Layer {
     pub fn set(assignment: &str) -> Result<Self> {
         let source = format!("--set {assignment}");
         let Some((path, text)) = assignment.split_once('=') else {
-            return Err(Failure::usage(source, "has no `=`").help("write --set key=value, as in --set heal.train.steps=100"));
+            return Err(Failure::usage(source, "has no `=`")
+                .help("write --set key=value, as in --set heal.train.steps=100"));
         };
         let segments: Vec<&str> = path.trim().split('.').collect();
         if segments.iter().any(|s| s.is_empty()) {
-            return Err(Failure::usage(source, "has an empty key").help("write --set key=value, with dots between nested keys"));
+            return Err(Failure::usage(source, "has an empty key")
+                .help("write --set key=value, with dots between nested keys"));
         }
         let mut value = scalar(text.trim());
         for segment in segments.iter().rev() {
@@ -78,7 +83,11 @@ impl Layer {
     ///
     /// # Errors
     /// As the parts.
-    pub fn all(file: Option<&Path>, options: &impl Serialize, sets: &[String]) -> Result<Vec<Self>> {
+    pub fn all(
+        file: Option<&Path>,
+        options: &impl Serialize,
+        sets: &[String],
+    ) -> Result<Vec<Self>> {
         let mut layers = Vec::new();
         if let Some(path) = file {
             layers.push(Self::file(path)?);
@@ -100,8 +109,11 @@ impl Layer {
     pub fn into_section(mut self, defaults: &Value, section: &str) -> Self {
         let inner = &defaults[section];
         let Some(map) = self.value.as_object_mut() else { return self };
-        let keys: Vec<String> =
-            map.keys().filter(|k| defaults.get(k).is_none() && inner.get(k).is_some()).cloned().collect();
+        let keys: Vec<String> = map
+            .keys()
+            .filter(|k| defaults.get(k).is_none() && inner.get(k).is_some())
+            .cloned()
+            .collect();
         for key in keys {
             if let Some(value) = map.remove(&key) {
                 let slot = map.entry(section).or_insert_with(|| Value::Object(Map::new()));
@@ -142,7 +154,8 @@ pub fn merge(mut defaults: Value, layers: &[Layer]) -> Result<Value> {
 /// # Errors
 /// As [`merge`], and naming a key whose value is of the wrong kind.
 pub fn resolve<T: Serialize + DeserializeOwned>(defaults: &T, layers: &[Layer]) -> Result<T> {
-    let tree = serde_json::to_value(defaults).map_err(|e| Failure::failed(format!("defaults: {e}")))?;
+    let tree =
+        serde_json::to_value(defaults).map_err(|e| Failure::failed(format!("defaults: {e}")))?;
     read(&merge(tree, layers)?)
 }
 
@@ -152,7 +165,8 @@ pub fn resolve<T: Serialize + DeserializeOwned>(defaults: &T, layers: &[Layer]) 
 /// Naming the key whose value does not fit.
 pub fn read<T: DeserializeOwned>(tree: &Value) -> Result<T> {
     serde_path_to_error::deserialize(tree).map_err(|e| {
-        Failure::usage(format!("setting `{}`", e.path()), e.inner()).help("give a value of that kind; `--help` lists the options")
+        Failure::usage(format!("setting `{}`", e.path()), e.inner())
+            .help("give a value of that kind; `--help` lists the options")
     })
 }
 
@@ -176,11 +190,15 @@ fn overlay(into: &mut Value, from: &Value, known: &Value, path: &str, source: &s
         return Ok(());
     };
     // Another variant has other fields: those of the old one must not remain.
-    let retagged = TAGS.iter().find(|&&tag| new.get(tag).is_some_and(|v| base.get(tag).is_some_and(|b| b != v)));
+    let retagged = TAGS
+        .iter()
+        .find(|&&tag| new.get(tag).is_some_and(|v| base.get(tag).is_some_and(|b| b != v)));
     if let Some(tag) = retagged {
         base.retain(|key, _| key == tag);
     }
-    let free = TAGS.iter().any(|&tag| base.contains_key(tag) && known_at(known, path).is_some_and(|k| k.get(tag).is_some()));
+    let free = TAGS.iter().any(|&tag| {
+        base.contains_key(tag) && known_at(known, path).is_some_and(|k| k.get(tag).is_some())
+    });
     for (key, value) in new {
         let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         match base.get_mut(key) {
@@ -203,7 +221,8 @@ fn unknown(path: &str, known: &Value, source: &str) -> Failure {
     paths(known, "", &mut all);
     let near = nearest(path, &all);
     let help = if near.is_empty() {
-        let top: Vec<&str> = known.as_object().map(|m| m.keys().map(String::as_str).collect()).unwrap_or_default();
+        let top: Vec<&str> =
+            known.as_object().map(|m| m.keys().map(String::as_str).collect()).unwrap_or_default();
         format!("known keys: {}", top.join(", "))
     } else {
         format!("did you mean {}?", near.join(" or "))
@@ -227,14 +246,15 @@ pub fn nearest(word: &str, candidates: &[String]) -> Vec<String> {
     let score = |c: &String| {
         let whole = strsim::osa_distance(word, c) as f64 / word.len().max(c.len()).max(1) as f64;
         let end = last(c);
-        let tail = strsim::osa_distance(&word_last, &end) as f64 / word_last.len().max(end.len()).max(1) as f64;
+        let tail = strsim::osa_distance(&word_last, &end) as f64
+            / word_last.len().max(end.len()).max(1) as f64;
         whole.min(tail + 0.01)
     };
-    let mut scored: Vec<(f64, &String)> = candidates.iter().map(|c| (score(c), c)).filter(|(s, _)| *s < 0.45).collect();
+    let mut scored: Vec<(f64, &String)> =
+        candidates.iter().map(|c| (score(c), c)).filter(|(s, _)| *s < 0.45).collect();
     scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(b.1)));
     scored.into_iter().take(SUGGESTIONS).map(|(_, c)| format!("`{c}`")).collect()
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -270,7 +290,10 @@ mod tests {
     #[test]
     fn another_variant_drops_the_fields_of_the_old_one() {
         let got = set(&["rule.name=sgd", "rule.momentum=0.9"]).unwrap();
-        assert_eq!(serde_json::to_value(got.rule).unwrap(), json!({"name": "sgd", "momentum": 0.9, "nesterov": false}));
+        assert_eq!(
+            serde_json::to_value(got.rule).unwrap(),
+            json!({"name": "sgd", "momentum": 0.9, "nesterov": false})
+        );
     }
 
     #[test]

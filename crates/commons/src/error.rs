@@ -86,7 +86,8 @@ impl Failure {
 
     /// Writes the report to standard error.
     pub fn report(&self, color: bool, width: usize) {
-        let mut theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let mut theme =
+            if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         if self.is_interrupted() {
             theme.characters.error = "■".into();
         }
@@ -168,8 +169,10 @@ impl From<commons_nn::Error> for Failure {
             }
             E::Unresolved(mut fault) => {
                 let remedy = std::mem::take(&mut fault.remedy);
-                let mut failure = Self::usage(format!("`{}`", fault.name), "cannot be found").help(remedy);
-                failure.causes = fault.attempts.iter().map(|(at, why)| format!("{at}: {why}")).collect();
+                let mut failure =
+                    Self::usage(format!("`{}`", fault.name), "cannot be found").help(remedy);
+                failure.causes =
+                    fault.attempts.iter().map(|(at, why)| format!("{at}: {why}")).collect();
                 failure
             }
             E::Invalid { subject, reason, remedy } => Self::usage(subject, reason).help(remedy),

@@ -80,7 +80,9 @@ impl Verdicts {
 
     /// `2 hold, 1 fails`.
     pub fn text(self) -> String {
-        let part = |n: usize, one: &str, many: &str| (n > 0).then(|| format!("{n} {}", if n == 1 { one } else { many }));
+        let part = |n: usize, one: &str, many: &str| {
+            (n > 0).then(|| format!("{n} {}", if n == 1 { one } else { many }))
+        };
         let parts = [
             part(self.holds, "holds", "hold"),
             part(self.fails, "fails", "fail"),

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 pub use commons_nn::model::Loaded;
 
 use crate::cli::App;
-use crate::error::{During, Failure, Result};
+use crate::error::{Failure, Result};
 use crate::verbs::generate::speed;
 
 /// Name of the model inside the binary.
@@ -69,7 +69,14 @@ pub fn load(app: &App, name: &str) -> Result<Loaded> {
 /// Tokens that end an answer.
 pub fn stop_tokens(loaded: &Loaded) -> Vec<u32> {
     let special = loaded.tokenizer.special();
-    loaded.model.config.eos_token_id.into_iter().chain(special.eos).chain(special.stop.iter().copied()).collect()
+    loaded
+        .model
+        .config
+        .eos_token_id
+        .into_iter()
+        .chain(special.eos)
+        .chain(special.stop.iter().copied())
+        .collect()
 }
 
 /// A chat with one message of the user, as the model was trained to see it.
@@ -77,7 +84,8 @@ pub fn stop_tokens(loaded: &Loaded) -> Vec<u32> {
 /// # Errors
 /// When the model has no chat template or it fails.
 pub fn chat_prompt(loaded: &Loaded, system: Option<&str>, prompt: &str) -> Result<String> {
-    let mut messages: Vec<Message> = system.map(|text| Message::new("system", text)).into_iter().collect();
+    let mut messages: Vec<Message> =
+        system.map(|text| Message::new("system", text)).into_iter().collect();
     messages.push(Message::new("user", prompt));
     let options = chat::Options { add_generation_prompt: true, ..chat::Options::default() };
     Ok(loaded.tokenizer.render_chat(&messages, &options)?)
@@ -159,11 +167,13 @@ impl Target {
     pub fn free(path: &Path, folder: bool, force: bool) -> Result<Self> {
         let shown = path.display();
         if path.file_name().is_none() {
-            return Err(Failure::usage(format!("--out {shown}"), "has no last name").help("give the name of a new file or folder"));
+            return Err(Failure::usage(format!("--out {shown}"), "has no last name")
+                .help("give the name of a new file or folder"));
         }
         let Ok(there) = path.symlink_metadata() else { return Ok(Self(path.to_owned())) };
         if !force {
-            return Err(Failure::usage(shown, "exists already").help("pass --force to replace it, or choose another --out"));
+            return Err(Failure::usage(shown, "exists already")
+                .help("pass --force to replace it, or choose another --out"));
         }
         let is_model = if folder { path.join("config.json").is_file() } else { there.is_file() };
         if !is_model {
@@ -224,7 +234,8 @@ mod tests {
 
     #[test]
     fn options_nest_by_their_dots() {
-        let options = Options::default().put("a.b.c", Some(1)).put("a.b.d", Some("x")).put("e", None::<u8>);
+        let options =
+            Options::default().put("a.b.c", Some(1)).put("a.b.d", Some("x")).put("e", None::<u8>);
         assert_eq!(serde_json::to_value(options).unwrap(), json!({"a": {"b": {"c": 1, "d": "x"}}}));
     }
 
@@ -234,8 +245,15 @@ mod tests {
         let path = folder.path().join("out");
         assert!(Target::free(&path, true, false).is_ok());
         std::fs::create_dir(&path).unwrap();
-        assert!(Target::free(&path, true, false).unwrap_err().to_string().contains("exists already"));
-        assert!(Target::free(&path, true, true).unwrap_err().to_string().contains("will not be replaced"));
+        assert!(
+            Target::free(&path, true, false).unwrap_err().to_string().contains("exists already")
+        );
+        assert!(
+            Target::free(&path, true, true)
+                .unwrap_err()
+                .to_string()
+                .contains("will not be replaced")
+        );
         std::fs::write(path.join("config.json"), "{}").unwrap();
         assert!(Target::free(&path, true, true).is_ok());
         assert!(Target::free(&path, false, true).is_err());

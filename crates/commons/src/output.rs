@@ -33,7 +33,10 @@ impl Output {
             color.unwrap_or(terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()))
         };
         let (_, columns) = console::Term::stderr().size();
-        let columns = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(usize::from(columns));
+        let columns = std::env::var("COLUMNS")
+            .ok()
+            .and_then(|c| c.parse().ok())
+            .unwrap_or(usize::from(columns));
         Self {
             json,
             color: wanted(io::stdout().is_terminal()),
@@ -149,7 +152,13 @@ impl Grid {
         }
         for row in &self.rows {
             let wrapped: Vec<Vec<String>> = (0..count)
-                .map(|c| if Some(c) == flexible { wrap(&cell(row, c), widths[c]) } else { vec![cell(row, c)] })
+                .map(|c| {
+                    if Some(c) == flexible {
+                        wrap(&cell(row, c), widths[c])
+                    } else {
+                        vec![cell(row, c)]
+                    }
+                })
                 .collect();
             let height = wrapped.iter().map(Vec::len).max().unwrap_or(1);
             for line in 0..height {
@@ -166,7 +175,8 @@ impl Grid {
         for (c, (text, &width)) in cells.iter().zip(widths).enumerate() {
             let pad = " ".repeat(width.saturating_sub(columns_of(text)));
             let gap = if c == 0 { "" } else { "  " };
-            let text = style.map_or_else(|| text.clone(), |code| paint(text, code, !text.is_empty()));
+            let text =
+                style.map_or_else(|| text.clone(), |code| paint(text, code, !text.is_empty()));
             let _ = match self.head[c].1 {
                 Some(Align::Right) => write!(line, "{gap}{pad}{text}"),
                 _ => write!(line, "{gap}{text}{pad}"),

@@ -64,7 +64,8 @@ impl Progress {
 
     /// A task measured in bytes.
     pub fn transfer(&self, name: &str, total: u64) -> Task {
-        let template = "{prefix} {bar:16.cyan/dim} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}";
+        let template =
+            "{prefix} {bar:16.cyan/dim} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}";
         self.start(name, total, template)
     }
 
@@ -72,11 +73,13 @@ impl Progress {
         let now = Instant::now();
         let bar = match self {
             Self::Bars(bars) => {
-                let template = if total == 0 { "{prefix:>10} {spinner} {wide_msg}" } else { template };
+                let template =
+                    if total == 0 { "{prefix:>10} {spinner} {wide_msg}" } else { template };
                 let style = ProgressStyle::with_template(template)
                     .unwrap_or_else(|_| ProgressStyle::default_bar())
                     .progress_chars("━━─");
-                let bar = bars.add(ProgressBar::new(total).with_style(style).with_prefix(name.to_owned()));
+                let bar = bars
+                    .add(ProgressBar::new(total).with_style(style).with_prefix(name.to_owned()));
                 bar.tick();
                 Some(bar)
             }

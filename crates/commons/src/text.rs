@@ -81,7 +81,9 @@ pub fn load(app: &App, name: &str, split: Split, corpus_bytes: usize) -> Result<
     let path = Sources::new(app).data(name)?;
     let text = read(&path)?;
     if text.trim().is_empty() {
-        return Err(Failure::usage(path.display(), "holds no text").help("give a file with text in it"));
+        return Err(
+            Failure::usage(path.display(), "holds no text").help("give a file with text in it")
+        );
     }
     Ok(Text { origin: path.display().to_string(), text })
 }
@@ -103,7 +105,8 @@ fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(commons_core::Error::io("read", path))?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        Failure::usage(path.display(), format!("is not UTF-8 text (byte {at})")).help("give a .txt or .jsonl file in UTF-8")
+        Failure::usage(path.display(), format!("is not UTF-8 text (byte {at})"))
+            .help("give a .txt or .jsonl file in UTF-8")
     })?;
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     if matches!(ending, "jsonl" | "ndjson") { from_jsonl(path, &text) } else { Ok(text) }
@@ -113,11 +116,14 @@ fn read_folder(folder: &Path) -> Result<String> {
     let entries = std::fs::read_dir(folder).map_err(commons_core::Error::io("list", folder))?;
     let mut files: Vec<_> = entries
         .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| p.extension().is_some_and(|e| ["txt", "jsonl", "ndjson"].iter().any(|k| e == *k)))
+        .filter(|p| {
+            p.extension().is_some_and(|e| ["txt", "jsonl", "ndjson"].iter().any(|k| e == *k))
+        })
         .collect();
     files.sort();
     if files.is_empty() {
-        return Err(Failure::usage(folder.display(), "holds no .txt or .jsonl file").help("name the file itself"));
+        return Err(Failure::usage(folder.display(), "holds no .txt or .jsonl file")
+            .help("name the file itself"));
     }
     let texts = files.iter().map(|f| read(f)).collect::<Result<Vec<_>>>()?;
     Ok(texts.join("\n"))
@@ -127,8 +133,8 @@ fn from_jsonl(path: &Path, text: &str) -> Result<String> {
     let mut out = String::with_capacity(text.len());
     for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let place = || format!("{}: line {}", path.display(), i + 1);
-        let value: serde_json::Value =
-            serde_json::from_str(line).map_err(|e| Failure::usage(place(), format!("is not JSON: {e}")))?;
+        let value: serde_json::Value = serde_json::from_str(line)
+            .map_err(|e| Failure::usage(place(), format!("is not JSON: {e}")))?;
         let field = |key: &str| value.get(key).and_then(|v| v.as_str());
         match (field("text"), field("prompt"), field("completion")) {
             (Some(text), _, _) => out.push_str(text),
@@ -154,15 +160,24 @@ fn from_jsonl(path: &Path, text: &str) -> Result<String> {
 ///
 /// # Errors
 /// When a text cannot be read, or nothing is left to learn from.
-pub fn divide(app: &App, data: &str, eval_data: Option<&str>, corpus_bytes: usize) -> Result<Division> {
+pub fn divide(
+    app: &App,
+    data: &str,
+    eval_data: Option<&str>,
+    corpus_bytes: usize,
+) -> Result<Division> {
     let train = load(app, data, Split::Train, corpus_bytes)?;
     match eval_data {
         None if data == CORPUS => {
             let test = load(app, CORPUS, Split::Test, CORPUS_TEST_BYTES)?;
-            let how = "the corpus keeps test problems out of its training split by a hash of the problem".into();
+            let how =
+                "the corpus keeps test problems out of its training split by a hash of the problem"
+                    .into();
             Ok(Division { train, test, how })
         }
-        Some(name) if name != data => apart(train, load(app, name, Split::Test, CORPUS_TEST_BYTES)?),
+        Some(name) if name != data => {
+            apart(train, load(app, name, Split::Test, CORPUS_TEST_BYTES)?)
+        }
         _ if data == CORPUS => divide(app, data, None, corpus_bytes),
         _ => hold_out(train),
     }
@@ -186,7 +201,10 @@ fn hold_out(whole: Text) -> Result<Division> {
             format::grouped(text.len() as i64),
         ),
         test: Text { origin: format!("{origin}, held-out end"), text: text[cut..].to_owned() },
-        train: Text { origin: format!("{origin}, without the held-out end"), text: text[..cut].to_owned() },
+        train: Text {
+            origin: format!("{origin}, without the held-out end"),
+            text: text[..cut].to_owned(),
+        },
     };
     drop_common(division)
 }
@@ -199,18 +217,31 @@ fn apart(train: Text, test: Text) -> Result<Division> {
 /// Drops from the text to learn from every telling line that the other text holds as well.
 fn drop_common(mut division: Division) -> Result<Division> {
     let telling = |l: &&str| l.len() >= TELLING_LINE;
-    let measured: HashSet<&str> = division.test.text.lines().map(str::trim).filter(telling).collect();
-    let common = division.train.text.lines().map(str::trim).filter(|l| measured.contains(l)).count();
+    let measured: HashSet<&str> =
+        division.test.text.lines().map(str::trim).filter(telling).collect();
+    let common =
+        division.train.text.lines().map(str::trim).filter(|l| measured.contains(l)).count();
     if common == 0 {
         return Ok(division);
     }
-    let kept: String =
-        division.train.text.split_inclusive('\n').filter(|l| !measured.contains(l.trim())).collect();
+    let kept: String = division
+        .train
+        .text
+        .split_inclusive('\n')
+        .filter(|l| !measured.contains(l.trim()))
+        .collect();
     if kept.trim().is_empty() {
-        return Err(Failure::usage(&division.train.origin, "holds nothing that the evaluation text does not hold")
-            .help("give other text with --eval-data, or none: then the end of --data is held out"));
+        return Err(Failure::usage(
+            &division.train.origin,
+            "holds nothing that the evaluation text does not hold",
+        )
+        .help("give other text with --eval-data, or none: then the end of --data is held out"));
     }
-    division.how = format!("{}; {} lines found in both were dropped from training", division.how, format::grouped(common as i64));
+    division.how = format!(
+        "{}; {} lines found in both were dropped from training",
+        division.how,
+        format::grouped(common as i64)
+    );
     division.train.text = kept;
     Ok(division)
 }
@@ -220,7 +251,9 @@ mod tests {
     use super::*;
 
     fn text(lines: std::ops::Range<usize>) -> Text {
-        let text = lines.map(|i| format!("line {i} of a book that has rather long lines in it\n")).collect();
+        let text = lines
+            .map(|i| format!("line {i} of a book that has rather long lines in it\n"))
+            .collect();
         Text { origin: "book".into(), text }
     }
 

@@ -68,7 +68,8 @@ impl Work {
     /// given, its settings differ, or another process is at it.
     pub fn open(out: &Path, settings: &Value, policy: Policy) -> Result<Opened> {
         let Some(name) = out.file_name() else {
-            return Err(Failure::usage(format!("--out {}", out.display()), "has no last name").help("give the name of a new file or folder"));
+            return Err(Failure::usage(format!("--out {}", out.display()), "has no last name")
+                .help("give the name of a new file or folder"));
         };
         let mut work_name = name.to_os_string();
         work_name.push(".work");
@@ -103,7 +104,11 @@ impl Work {
     ///
     /// # Errors
     /// Those of `make`, or a stage file that cannot be read or written.
-    pub fn stage<T: Serialize + DeserializeOwned>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn stage<T: Serialize + DeserializeOwned>(
+        &self,
+        name: &str,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
         let path = self.path(&format!("{name}.json"));
         if path.is_file() {
             return read_json(&path);
@@ -127,9 +132,11 @@ impl Work {
         if self.out.symlink_metadata().is_ok() {
             let aside = self.path(REPLACED);
             remove(&aside)?;
-            fs::rename(&self.out, &aside).map_err(commons_core::Error::io("move away", &self.out))?;
+            fs::rename(&self.out, &aside)
+                .map_err(commons_core::Error::io("move away", &self.out))?;
         }
-        fs::rename(&result, &self.out).map_err(commons_core::Error::io("rename the result to", &self.out))?;
+        fs::rename(&result, &self.out)
+            .map_err(commons_core::Error::io("rename the result to", &self.out))?;
         if let Some(parent) = self.out.parent().filter(|p| !p.as_os_str().is_empty()) {
             sync(parent);
         }
@@ -153,9 +160,12 @@ fn lock(folder: &Path) -> Result<File> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            Err(Failure::usage(folder.display(), "is being worked in by another process").help("wait for it, or choose another --out"))
+            Err(Failure::usage(folder.display(), "is being worked in by another process")
+                .help("wait for it, or choose another --out"))
         }
-        Err(TryLockError::Error(error)) => Err(commons_core::Error::io("lock", &path)(error).into()),
+        Err(TryLockError::Error(error)) => {
+            Err(commons_core::Error::io("lock", &path)(error).into())
+        }
     }
 }
 
@@ -175,8 +185,11 @@ fn check_same(path: &Path, settings: &Value) -> Result<()> {
     let found: Value = read_json(path)?;
     match difference(&found, settings, "") {
         None => Ok(()),
-        Some((key, was, is)) => Err(Failure::usage(path.display(), format!("the job was begun with `{key}` = {was}, not {is}"))
-            .help("resume with the command that began it, or pass --force to start over")),
+        Some((key, was, is)) => Err(Failure::usage(
+            path.display(),
+            format!("the job was begun with `{key}` = {was}, not {is}"),
+        )
+        .help("resume with the command that began it, or pass --force to start over")),
     }
 }
 
@@ -185,10 +198,9 @@ fn difference(a: &Value, b: &Value, at: &str) -> Option<(String, String, String)
     if let (Value::Object(a), Value::Object(b)) = (a, b) {
         let path = |key: &str| if at.is_empty() { key.to_owned() } else { format!("{at}.{key}") };
         let null = Value::Null;
-        return a
-            .keys()
-            .chain(b.keys())
-            .find_map(|k| difference(a.get(k).unwrap_or(&null), b.get(k).unwrap_or(&null), &path(k)));
+        return a.keys().chain(b.keys()).find_map(|k| {
+            difference(a.get(k).unwrap_or(&null), b.get(k).unwrap_or(&null), &path(k))
+        });
     }
     (a != b).then(|| (at.to_owned(), a.to_string(), b.to_string()))
 }
@@ -199,7 +211,9 @@ fn difference(a: &Value, b: &Value, at: &str) -> Option<(String, String, String)
 /// When it cannot be read or is not of that form.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = read_text(path, STAGE_LIMIT)?;
-    serde_json::from_str(&text).map_err(|e| Failure::usage(path.display(), format!("is damaged: {e}"))).during(|| "reading a finished stage".into())
+    serde_json::from_str(&text)
+        .map_err(|e| Failure::usage(path.display(), format!("is damaged: {e}")))
+        .during(|| "reading a finished stage".into())
 }
 
 /// Removes everything but the lock.

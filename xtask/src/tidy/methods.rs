@@ -8,7 +8,7 @@ use crate::tree::{File, Tree};
 
 /// Files every method's folder holds.
 const FILES: &[&str] =
-    &["mod.rs", "evidence.rs", "tests.rs", "smoke.toml", "full.toml", "result.json"];
+    &["mod.rs", "evidence.rs", "tests.rs", "smoke.toml", "full.toml"];
 
 /// Headings of a method's documentation, in order.
 pub const HEADINGS: &[&str] =

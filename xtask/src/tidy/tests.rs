@@ -233,7 +233,7 @@ fn a_package_with_lints_of_its_own_is_found() {
 
 #[test]
 fn a_method_has_all_its_files() {
-    for name in ["evidence.rs", "tests.rs", "smoke.toml", "full.toml", "result.json"] {
+    for name in ["evidence.rs", "tests.rs", "smoke.toml", "full.toml"] {
         let tree = Miniature::new();
         tree.remove(&Miniature::method(name));
         expect(&tree, "method-folder", &format!("{WEIGHTS}:7"));

@@ -45,12 +45,7 @@ impl Default for Bank {
 impl Bank {
     /// An empty bank on `device`.
     pub fn new(device: Device) -> Self {
-        Self {
-            stored: Arc::default(),
-            plan: Arc::default(),
-            frozen: Arc::default(),
-            device,
-        }
+        Self { stored: Arc::default(), plan: Arc::default(), frozen: Arc::default(), device }
     }
 
     /// A bank of plainly stored tensors.
@@ -117,7 +112,8 @@ impl Bank {
 
     /// Drops parts that no entry reads any more, and returns their names.
     pub fn prune(&mut self) -> Vec<String> {
-        let read: BTreeSet<String> = self.plan.read_names().into_iter().map(str::to_owned).collect();
+        let read: BTreeSet<String> =
+            self.plan.read_names().into_iter().map(str::to_owned).collect();
         let unread = |n: &String| n.starts_with(PART) && !read.contains(n);
         let dropped: Vec<String> = self.stored.keys().filter(|n| unread(n)).cloned().collect();
         for name in &dropped {
@@ -168,11 +164,17 @@ impl Bank {
                 let first = atoms.first().ok_or_else(|| Error::plan(name, "has no atoms"))?;
                 for atom in atoms {
                     if dims(atom)? != dims(first)? {
-                        return Err(Error::plan(name, format!("`{atom}` and `{first}` differ in shape")));
+                        return Err(Error::plan(
+                            name,
+                            format!("`{atom}` and `{first}` differ in shape"),
+                        ));
                     }
                 }
                 if dims(coefficients)? != [atoms.len()] {
-                    return Err(Error::plan(name, format!("`{coefficients}` must be [{}]", atoms.len())));
+                    return Err(Error::plan(
+                        name,
+                        format!("`{coefficients}` must be [{}]", atoms.len()),
+                    ));
                 }
                 dims(first)?
             }
@@ -191,7 +193,10 @@ impl Bank {
                 let fits = ranges.len() == whole.len()
                     && ranges.iter().zip(&whole).all(|(&(s, e), &d)| s < e && e <= d);
                 if !fits {
-                    return Err(Error::plan(name, format!("{ranges:?} is not inside `{of}` {whole:?}")));
+                    return Err(Error::plan(
+                        name,
+                        format!("{ranges:?} is not inside `{of}` {whole:?}"),
+                    ));
                 }
                 ranges.iter().map(|(s, e)| e - s).collect()
             }
@@ -216,7 +221,11 @@ impl Bank {
     /// A stored tensor as it enters a graph: tracked unless frozen.
     fn leaf(&self, name: &str) -> Result<Tensor> {
         let var = self.stored_var(name)?;
-        if self.frozen.contains(name) { Ok(var.as_detached_tensor()) } else { Ok(var.as_tensor().clone()) }
+        if self.frozen.contains(name) {
+            Ok(var.as_detached_tensor())
+        } else {
+            Ok(var.as_tensor().clone())
+        }
     }
 
     /// The base of a weight, low-rank terms left out.
@@ -231,7 +240,8 @@ impl Bank {
             Share::Hashed { pool, seed, block, scale, shape } => {
                 let pool = self.leaf(pool)?;
                 let elements = shape.iter().product();
-                let layout = ops::HashedLayout::new(Seed::new(*seed), elements, pool.dims1()?, *block)?;
+                let layout =
+                    ops::HashedLayout::new(Seed::new(*seed), elements, pool.dims1()?, *block)?;
                 ops::hashed(&pool, layout, *scale, shape)?
             }
             Share::Slice { of, ranges } => {
@@ -312,10 +322,15 @@ impl Bank {
     /// Adds the low-rank term `scale · B·A` to the weight `name`.
     pub fn add_low_rank(&mut self, name: &str, a: Tensor, b: Tensor, scale: f32) -> Result<()> {
         let k = self.plan.get(name).map_or(0, |e| e.plus.len());
-        let (a_name, b_name) = (format!("{PART}lora.{name}.{k}.a"), format!("{PART}lora.{name}.{k}.b"));
+        let (a_name, b_name) =
+            (format!("{PART}lora.{name}.{k}.a"), format!("{PART}lora.{name}.{k}.b"));
         self.insert(&a_name, a)?;
         self.insert(&b_name, b)?;
-        Arc::make_mut(&mut self.plan).entry(name).plus.push(LowRank { a: a_name, b: b_name, scale });
+        Arc::make_mut(&mut self.plan).entry(name).plus.push(LowRank {
+            a: a_name,
+            b: b_name,
+            scale,
+        });
         self.shape(name).map(drop)
     }
 

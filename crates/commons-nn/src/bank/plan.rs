@@ -198,7 +198,10 @@ impl SharingPlan {
         if file.version != PLAN_VERSION {
             return Err(Error::plan(
                 "version",
-                format!("plan version {} is not {PLAN_VERSION}: use a matching commons", file.version),
+                format!(
+                    "plan version {} is not {PLAN_VERSION}: use a matching commons",
+                    file.version
+                ),
             ));
         }
         Ok(Self(file.weights))

@@ -38,8 +38,11 @@ fn every_kind() -> Bank {
     }
     bank.share("same", Entry::same("bank.owner")).unwrap();
     let atoms = (0..3).map(|k| format!("bank.atom.{k}")).collect();
-    bank.share("combine", Share::Combine { atoms, coefficients: "bank.coefficients".into() }.into())
-        .unwrap();
+    bank.share(
+        "combine",
+        Share::Combine { atoms, coefficients: "bank.coefficients".into() }.into(),
+    )
+    .unwrap();
     let hashed = Share::Hashed {
         pool: "bank.pool".into(),
         seed: 11,
@@ -50,8 +53,7 @@ fn every_kind() -> Bank {
     bank.share("hashed", hashed.into()).unwrap();
     let slice = Share::Slice { of: "bank.whole".into(), ranges: vec![(2, 8), (1, 9)] };
     bank.share("slice", slice.into()).unwrap();
-    let noise =
-        Share::Noise { base: "bank.base".into(), scalars: "bank.scalars".into(), seed: 12 };
+    let noise = Share::Noise { base: "bank.base".into(), scalars: "bank.scalars".into(), seed: 12 };
     bank.share("noise", noise.into()).unwrap();
     for (i, name) in ["own", "same", "combine", "hashed", "slice", "noise"].iter().enumerate() {
         let copy = format!("{name}+lora");
@@ -59,15 +61,26 @@ fn every_kind() -> Bank {
         bank.share(&copy, entry).unwrap();
         for k in 0..2 {
             let seed = (20 + 4 * i + 2 * k) as u64;
-            bank.add_low_rank(&copy, tensor(seed, &[2, 8]), tensor(seed + 1, &[6, 2]), 0.3).unwrap();
+            bank.add_low_rank(&copy, tensor(seed, &[2, 8]), tensor(seed + 1, &[6, 2]), 0.3)
+                .unwrap();
         }
     }
     bank
 }
 
 const KINDS: [&str; 12] = [
-    "own", "same", "combine", "hashed", "slice", "noise", "own+lora", "same+lora",
-    "combine+lora", "hashed+lora", "slice+lora", "noise+lora",
+    "own",
+    "same",
+    "combine",
+    "hashed",
+    "slice",
+    "noise",
+    "own+lora",
+    "same+lora",
+    "combine+lora",
+    "hashed+lora",
+    "slice+lora",
+    "noise+lora",
 ];
 
 #[test]
@@ -95,7 +108,8 @@ fn gradients_match_finite_differences_for_every_kind() {
         let entry = bank.plan().get(name).cloned().unwrap_or_default();
         for stored in entry.reads(name) {
             let var = bank.stored_var(stored).unwrap();
-            let grad = flat(&grads.get(var).unwrap_or_else(|| panic!("{name}: {stored} has no gradient")));
+            let grad =
+                flat(&grads.get(var).unwrap_or_else(|| panic!("{name}: {stored} has no gradient")));
             let values = flat(var);
             for i in (0..values.len()).step_by(7) {
                 let mut at = |delta: f32| -> f64 {
@@ -107,7 +121,11 @@ fn gradients_match_finite_differences_for_every_kind() {
                 let numeric = (at(1e-2) - at(-1e-2)) / 2e-2;
                 at(0.);
                 let error = (numeric - f64::from(grad[i])).abs();
-                assert!(error <= 2e-2 * (1. + numeric.abs()), "{name}/{stored}[{i}]: {numeric} {}", grad[i]);
+                assert!(
+                    error <= 2e-2 * (1. + numeric.abs()),
+                    "{name}/{stored}[{i}]: {numeric} {}",
+                    grad[i]
+                );
             }
         }
     }

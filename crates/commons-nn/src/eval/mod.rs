@@ -51,7 +51,10 @@ pub fn perplexity(
 ) -> Result<Perplexity> {
     let Windows { context, stride, max_tokens } = windows;
     if context < 2 || stride == 0 || stride >= context {
-        return Err(Error::config("stride", format!("needs 0 < stride < context, got {stride} and {context}")));
+        return Err(Error::config(
+            "stride",
+            format!("needs 0 < stride < context, got {stride} and {context}"),
+        ));
     }
     if tokens.len() < 2 {
         return Err(Error::config("text", "perplexity needs at least two tokens"));
@@ -63,8 +66,9 @@ pub fn perplexity(
         // Targets start..end are shifted by one; those before `scored` were scored already.
         let first = scored;
         let last = end.min(limit);
-        let targets: Vec<u32> =
-            (start..end).map(|i| if i >= first && i < last { tokens[i + 1] } else { u32::MAX }).collect();
+        let targets: Vec<u32> = (start..end)
+            .map(|i| if i >= first && i < last { tokens[i + 1] } else { u32::MAX })
+            .collect();
         let ids = ids_tensor(&[&tokens[start..end]], &model.bank)?;
         let hidden = model.forward(&ids, None)?;
         let targets = Tensor::from_vec(targets, (1, end - start), hidden.device())?;
@@ -110,11 +114,18 @@ pub struct ChoiceAccuracy {
 ///
 /// # Errors
 /// When a question has no options or its answer is out of range.
-pub fn multiple_choice(model: &Decoder, tokenizer: &Tokenizer, items: &[Choice]) -> Result<ChoiceAccuracy> {
+pub fn multiple_choice(
+    model: &Decoder,
+    tokenizer: &Tokenizer,
+    items: &[Choice],
+) -> Result<ChoiceAccuracy> {
     let (mut right, mut right_norm) = (0usize, 0usize);
     for item in items {
         if item.answer >= item.options.len() {
-            return Err(Error::config("answer", format!("{} of {} options", item.answer, item.options.len())));
+            return Err(Error::config(
+                "answer",
+                format!("{} of {} options", item.answer, item.options.len()),
+            ));
         }
         let scores = option_scores(model, tokenizer, item)?;
         let norm: Vec<f64> =

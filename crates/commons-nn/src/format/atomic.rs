@@ -25,10 +25,7 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut AtomicFile) -> Result<()>)
 /// # Errors
 /// A refused file operation.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_with(path, |file| {
-        file.write_all(bytes)
-            .map_err(|e| Error::io(path, "write", e))
-    })
+    write_with(path, |file| file.write_all(bytes).map_err(|e| Error::io(path, "write", e)))
 }
 
 #[cfg(test)]
@@ -46,10 +43,7 @@ mod tests {
         });
         assert!(failed.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        assert_eq!(
-            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
-            1
-        );
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         write(&path, b"new").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"new");
     }

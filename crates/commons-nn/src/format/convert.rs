@@ -16,13 +16,11 @@ fn map_elements<const N: usize, T: Send + Copy + Default>(
     convert: impl Fn([u8; N]) -> T + Sync,
 ) -> Vec<T> {
     let mut out = vec![T::default(); bytes.len() / N];
-    out.par_chunks_mut(CHUNK)
-        .zip(bytes.par_chunks(CHUNK * N))
-        .for_each(|(out, bytes)| {
-            for (value, element) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-                *value = convert(*element);
-            }
-        });
+    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(out, bytes)| {
+        for (value, element) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+            *value = convert(*element);
+        }
+    });
     out
 }
 
@@ -129,10 +127,8 @@ pub(crate) fn stored(dtype: DType) -> Result<Dtype> {
         DType::F32 => Dtype::F32,
         DType::F64 => Dtype::F64,
         other => {
-            return Err(
-                Error::invalid("dtype", format!("{other:?} cannot be stored"))
-                    .remedy("convert to F32, F16 or BF16 first"),
-            );
+            return Err(Error::invalid("dtype", format!("{other:?} cannot be stored"))
+                .remedy("convert to F32, F16 or BF16 first"));
         }
     })
 }
@@ -166,14 +162,8 @@ pub(crate) fn encode(tensor: &Tensor) -> Result<Vec<u8>> {
 
 /// Index and value of the first element that is NaN or infinite, if any.
 pub(crate) fn first_not_finite(values: &[f32]) -> Option<(usize, f32)> {
-    let index = values
-        .par_chunks(CHUNK)
-        .enumerate()
-        .find_map_first(|(i, chunk)| {
-            chunk
-                .iter()
-                .position(|v| !v.is_finite())
-                .map(|j| i * CHUNK + j)
-        })?;
+    let index = values.par_chunks(CHUNK).enumerate().find_map_first(|(i, chunk)| {
+        chunk.iter().position(|v| !v.is_finite()).map(|j| i * CHUNK + j)
+    })?;
     Some((index, values[index]))
 }

@@ -45,9 +45,7 @@ impl ModelWeights {
 
 impl fmt::Debug for ModelFiles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ModelFiles")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("ModelFiles").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
@@ -76,21 +74,13 @@ impl ModelFiles {
             return Self::from_bytes(bytes, Map::new());
         }
         let beside = path.with_file_name(CONFIG_FILE);
-        let config = if beside.is_file() {
-            read_config(&beside)?
-        } else {
-            Map::new()
-        };
+        let config = if beside.is_file() { read_config(&beside)? } else { Map::new() };
         let weights = if path.extension().is_some_and(|e| e == "json") {
             Checkpoint::open(path)?
         } else {
             Checkpoint::single(path, SafeTensors::from_bytes(bytes)?)
         };
-        Ok(Self {
-            path: path.to_path_buf(),
-            config,
-            weights: ModelWeights::SafeTensors(weights),
-        })
+        Ok(Self { path: path.to_path_buf(), config, weights: ModelWeights::SafeTensors(weights) })
     }
 
     /// Opens a model held in memory, e.g. one embedded in the program. `config` is used for
@@ -103,18 +93,10 @@ impl ModelFiles {
         if bytes.starts_with(b"GGUF") {
             let model = GgufModel::new(Gguf::from_bytes(bytes)?)?;
             let config = model.config().clone();
-            return Ok(Self {
-                path,
-                config,
-                weights: ModelWeights::Gguf(model),
-            });
+            return Ok(Self { path, config, weights: ModelWeights::Gguf(model) });
         }
         let checkpoint = Checkpoint::single(&path, SafeTensors::from_bytes(bytes)?);
-        Ok(Self {
-            path,
-            config,
-            weights: ModelWeights::SafeTensors(checkpoint),
-        })
+        Ok(Self { path, config, weights: ModelWeights::SafeTensors(checkpoint) })
     }
 }
 

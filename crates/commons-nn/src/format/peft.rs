@@ -111,16 +111,12 @@ impl LoraConfig {
 
     /// Rank of the adapter of `module`.
     pub fn rank(&self, module: &str) -> usize {
-        pattern(&self.rank_pattern, module)
-            .copied()
-            .unwrap_or(self.r)
+        pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
     }
 
     /// What `B A` of `module` is multiplied by.
     pub fn scale(&self, module: &str) -> f64 {
-        let alpha = pattern(&self.alpha_pattern, module)
-            .copied()
-            .unwrap_or(self.lora_alpha);
+        let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
         let rank = self.rank(module) as f64;
         alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
@@ -129,11 +125,8 @@ impl LoraConfig {
         let fault =
             |key: &str, reason: String| Error::malformed(file, reason).item(format!("`{key}`"));
         if self.peft_type != "LORA" {
-            return Err(fault(
-                "peft_type",
-                format!("`{}` is not supported", self.peft_type),
-            )
-            .remedy("only LORA adapters can be read"));
+            return Err(fault("peft_type", format!("`{}` is not supported", self.peft_type))
+                .remedy("only LORA adapters can be read"));
         }
         if self.r == 0 || self.rank_pattern.values().any(|&r| r == 0) {
             return Err(fault("r", "a rank is zero".into()));
@@ -164,10 +157,7 @@ impl LoraConfig {
 /// The entry for `module`: PEFT matches keys as regular expressions at the end of the name.
 fn pattern<'a, T>(patterns: &'a BTreeMap<String, T>, module: &str) -> Option<&'a T> {
     let ends_with = |key: &str| {
-        module == key
-            || module
-                .strip_suffix(key)
-                .is_some_and(|rest| rest.ends_with('.'))
+        module == key || module.strip_suffix(key).is_some_and(|rest| rest.ends_with('.'))
     };
     patterns
         .iter()
@@ -247,11 +237,7 @@ impl Adapter {
             check_shapes(&config, &module, &pair).map_err(fault)?;
             pairs.insert(module, pair);
         }
-        Ok(Self {
-            config,
-            pairs,
-            saved,
-        })
+        Ok(Self { config, pairs, saved })
     }
 
     /// Writes the adapter as a folder that PEFT loads.
@@ -272,9 +258,7 @@ impl Adapter {
             tensors.insert(format!("{PREFIX}{name}"), tensor);
         }
         let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-        let named = tensors
-            .iter()
-            .map(|(name, tensor)| (name.as_str(), *tensor));
+        let named = tensors.iter().map(|(name, tensor)| (name.as_str(), *tensor));
         safetensors::save(&folder.join(WEIGHTS_FILE), named, &metadata)?;
         let mut config = serde_json::to_value(&self.config)
             .map_err(|e| Error::invalid("adapter configuration", e.to_string()))?;
@@ -284,10 +268,7 @@ impl Adapter {
         {
             map.insert("inference_mode".into(), true.into());
         }
-        atomic::write(
-            &folder.join(CONFIG_FILE),
-            format!("{config:#}\n").as_bytes(),
-        )
+        atomic::write(&folder.join(CONFIG_FILE), format!("{config:#}\n").as_bytes())
     }
 }
 
@@ -311,19 +292,14 @@ mod tests {
         let mut config = LoraConfig::new(2, 16.0, vec!["q_proj".into(), "up_proj".into()]);
         config.base_model_name_or_path = Some("base".into());
         config.rank_pattern.insert("layers.1.mlp.up_proj".into(), 3);
-        config
-            .alpha_pattern
-            .insert(r".*layers\.0\..*q_proj".into(), 4.0);
+        config.alpha_pattern.insert(r".*layers\.0\..*q_proj".into(), 4.0);
         let tensor = |rows, columns| {
             Tensor::arange(0f32, (rows * columns) as f32, &Device::Cpu)
                 .unwrap()
                 .reshape((rows, columns))
                 .unwrap()
         };
-        let pair = |rank| LoraPair {
-            a: tensor(rank, 4),
-            b: tensor(5, rank),
-        };
+        let pair = |rank| LoraPair { a: tensor(rank, 4), b: tensor(5, rank) };
         Adapter {
             config,
             pairs: BTreeMap::from([
@@ -338,28 +314,16 @@ mod tests {
     fn round_trip_keeps_config_and_tensors() {
         let folder = tempfile::tempdir().unwrap();
         let mut adapter = adapter();
-        adapter
-            .config
-            .other
-            .insert("revision".into(), "main".into());
+        adapter.config.other.insert("revision".into(), "main".into());
         adapter.save(folder.path()).unwrap();
         let read = Adapter::open(folder.path(), Some(DType::F32)).unwrap();
-        adapter
-            .config
-            .other
-            .insert("inference_mode".into(), true.into());
+        adapter.config.other.insert("inference_mode".into(), true.into());
         assert_eq!(read.config, adapter.config);
         assert_eq!(read.saved.len(), 1);
         for (module, pair) in &adapter.pairs {
             let other = &read.pairs[module];
-            assert_eq!(
-                other.a.to_vec2::<f32>().unwrap(),
-                pair.a.to_vec2::<f32>().unwrap()
-            );
-            assert_eq!(
-                other.b.to_vec2::<f32>().unwrap(),
-                pair.b.to_vec2::<f32>().unwrap()
-            );
+            assert_eq!(other.a.to_vec2::<f32>().unwrap(), pair.a.to_vec2::<f32>().unwrap());
+            assert_eq!(other.b.to_vec2::<f32>().unwrap(), pair.b.to_vec2::<f32>().unwrap());
         }
     }
 
@@ -371,10 +335,7 @@ mod tests {
         assert_eq!(config.scale("model.layers.1.mlp.up_proj"), 16.0 / 3.0);
         assert_eq!(config.rank("model.layers.11.mlp.up_proj"), 2);
         config.use_rslora = true;
-        assert_eq!(
-            config.scale("model.layers.1.self_attn.q_proj"),
-            16.0 / 2f64.sqrt()
-        );
+        assert_eq!(config.scale("model.layers.1.self_attn.q_proj"), 16.0 / 2f64.sqrt());
     }
 
     #[test]
@@ -387,20 +348,14 @@ mod tests {
             assert!(words.iter().all(|w| message.contains(w)), "{message}");
         };
         refuse(&|a| a.config.bias = "all".into(), &["bias", "all"]);
-        refuse(
-            &|a| a.config.peft_type = "IA3".into(),
-            &["peft_type", "IA3"],
-        );
+        refuse(&|a| a.config.peft_type = "IA3".into(), &["peft_type", "IA3"]);
         refuse(
             &|a| {
                 a.config.other.insert("use_dora".into(), true.into());
             },
             &["use_dora"],
         );
-        refuse(
-            &|a| a.config.r = 4,
-            &["model.layers.0.self_attn.q_proj", "rank 4"],
-        );
+        refuse(&|a| a.config.r = 4, &["model.layers.0.self_attn.q_proj", "rank 4"]);
         adapter().save(folder.path()).unwrap();
         let file = SafeTensors::open(folder.path().join(WEIGHTS_FILE)).unwrap();
         let kept: Vec<(String, Tensor)> = file
@@ -411,9 +366,6 @@ mod tests {
         let named = kept.iter().map(|(name, tensor)| (name.as_str(), tensor));
         safetensors::save(&folder.path().join(WEIGHTS_FILE), named, &BTreeMap::new()).unwrap();
         let message = Adapter::open(folder.path(), None).unwrap_err().to_string();
-        assert!(
-            message.contains("up_proj") && message.contains("no lora_B"),
-            "{message}"
-        );
+        assert!(message.contains("up_proj") && message.contains("no lora_B"), "{message}");
     }
 }

@@ -28,7 +28,14 @@ pub struct SamplerConfig {
 
 impl Default for SamplerConfig {
     fn default() -> Self {
-        Self { temperature: 0.8, top_k: 50, top_p: 0.95, min_p: 0., repetition_penalty: 1.05, seed: 0 }
+        Self {
+            temperature: 0.8,
+            top_k: 50,
+            top_p: 0.95,
+            min_p: 0.,
+            repetition_penalty: 1.05,
+            seed: 0,
+        }
     }
 }
 
@@ -67,14 +74,17 @@ impl SamplerConfig {
             seen.dedup();
             for token in seen {
                 if let Some(l) = logits.get_mut(token as usize) {
-                    *l = if *l > 0. { *l / self.repetition_penalty } else { *l * self.repetition_penalty };
+                    *l = if *l > 0. {
+                        *l / self.repetition_penalty
+                    } else {
+                        *l * self.repetition_penalty
+                    };
                 }
             }
         }
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let by_logit = |a: &u32, b: &u32| {
-            logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
-        };
+        let by_logit =
+            |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
         if self.temperature == 0. {
             return order.into_iter().min_by(by_logit).unwrap_or(0);
         }
@@ -85,8 +95,10 @@ impl SamplerConfig {
         }
         order.sort_unstable_by(by_logit);
         let top = order.first().map_or(0., |&t| logits[t as usize]);
-        let weights: Vec<f64> =
-            order.iter().map(|&t| f64::from((logits[t as usize] - top) / self.temperature).exp()).collect();
+        let weights: Vec<f64> = order
+            .iter()
+            .map(|&t| f64::from((logits[t as usize] - top) / self.temperature).exp())
+            .collect();
         let total: f64 = weights.iter().sum();
         let (mut mass, mut kept) = (0., 0);
         for w in &weights {
@@ -122,7 +134,10 @@ pub fn generate(
     }
     let vocab = model.config.vocab_size;
     if let Some(id) = prompt.iter().find(|&&t| t as usize >= vocab) {
-        return Err(Error::config("prompt", format!("token {id} is not in a vocabulary of {vocab}")));
+        return Err(Error::config(
+            "prompt",
+            format!("token {id} is not in a vocabulary of {vocab}"),
+        ));
     }
     let mut cache = model.cache(1, prompt.len() + max_new_tokens)?;
     let mut past = prompt.to_vec();

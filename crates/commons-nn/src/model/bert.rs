@@ -39,11 +39,16 @@ impl BertConfig {
     pub fn from_json(config: &Value) -> Result<Self> {
         let parsed: Self = serde_path_to_error::deserialize(config)
             .map_err(|e| Error::config(e.path().to_string(), e.inner().to_string()))?;
-        if parsed.num_attention_heads == 0 || !parsed.hidden_size.is_multiple_of(parsed.num_attention_heads) {
+        if parsed.num_attention_heads == 0
+            || !parsed.hidden_size.is_multiple_of(parsed.num_attention_heads)
+        {
             return Err(Error::config("num_attention_heads", "must divide hidden_size"));
         }
         if parsed.hidden_act != "gelu" {
-            return Err(Error::config("hidden_act", format!("`{}` is not gelu", parsed.hidden_act)));
+            return Err(Error::config(
+                "hidden_act",
+                format!("`{}` is not gelu", parsed.hidden_act),
+            ));
         }
         Ok(parsed)
     }
@@ -107,7 +112,10 @@ impl Bert {
         for (name, shape) in config.weights() {
             let found = bank.shape(&name)?;
             if found != shape {
-                return Err(Error::plan(&name, format!("has shape {found:?}, the configuration needs {shape:?}")));
+                return Err(Error::plan(
+                    &name,
+                    format!("has shape {found:?}, the configuration needs {shape:?}"),
+                ));
             }
         }
         Ok(Self { config, bank })
@@ -141,12 +149,17 @@ impl Bert {
         if seq > self.config.max_position_embeddings {
             return Err(Error::config(
                 "ids",
-                format!("{seq} tokens exceed the model's {} positions: truncate", self.config.max_position_embeddings),
+                format!(
+                    "{seq} tokens exceed the model's {} positions: truncate",
+                    self.config.max_position_embeddings
+                ),
             ));
         }
         let words = ops::embedding(&self.bank.weight("embeddings.word_embeddings.weight")?, ids)?;
-        let positions = self.bank.weight("embeddings.position_embeddings.weight")?.narrow(0, 0, seq)?;
-        let segment = self.bank.weight("embeddings.token_type_embeddings.weight")?.narrow(0, 0, 1)?;
+        let positions =
+            self.bank.weight("embeddings.position_embeddings.weight")?.narrow(0, 0, seq)?;
+        let segment =
+            self.bank.weight("embeddings.token_type_embeddings.weight")?.narrow(0, 0, 1)?;
         let x = words.broadcast_add(&positions.broadcast_add(&segment)?)?;
         self.norm("embeddings.LayerNorm", &x)
     }
@@ -166,7 +179,9 @@ impl Bert {
             ..AttentionOptions::default()
         };
         let y = ops::attention(&head("query")?, &head("key")?, &head("value")?, &options)?;
-        let y = self.bank.linear(&format!("{p}.attention.output.dense"), &y.reshape((batch, seq, hidden))?)?;
+        let y = self
+            .bank
+            .linear(&format!("{p}.attention.output.dense"), &y.reshape((batch, seq, hidden))?)?;
         let x = self.norm(&format!("{p}.attention.output.LayerNorm"), &ops::add(x, &y)?)?;
         let y = self.bank.linear(&format!("{p}.intermediate.dense"), &x)?;
         let y = self.bank.linear(&format!("{p}.output.dense"), &ops::gelu(&y)?)?;
@@ -190,7 +205,8 @@ impl Bert {
             let n = lengths.get(i / seq).copied().unwrap_or(seq).max(1);
             if i % seq < n { 1. / n as f32 } else { 0. }
         });
-        let weights = Tensor::from_vec(weights.collect::<Vec<f32>>(), (batch, seq, 1), hidden.device())?;
+        let weights =
+            Tensor::from_vec(weights.collect::<Vec<f32>>(), (batch, seq, 1), hidden.device())?;
         let mean = hidden.broadcast_mul(&weights)?.sum(1)?;
         let norm = mean.sqr()?.sum_keepdim(1)?.sqrt()?;
         Ok(mean.broadcast_div(&norm)?)

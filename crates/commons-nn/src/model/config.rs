@@ -109,7 +109,14 @@ pub struct DecoderConfig {
 
 impl DecoderConfig {
     /// A Llama-style configuration with tied embeddings.
-    pub fn llama(vocab: usize, hidden: usize, layers: usize, heads: usize, kv_heads: usize, ffn: usize) -> Self {
+    pub fn llama(
+        vocab: usize,
+        hidden: usize,
+        layers: usize,
+        heads: usize,
+        kv_heads: usize,
+        ffn: usize,
+    ) -> Self {
         Self {
             model_type: Family::Llama,
             vocab_size: vocab,
@@ -150,7 +157,9 @@ impl DecoderConfig {
             other => {
                 return Err(Error::config(
                     "model_type",
-                    format!("{other:?} is not a decoder of this version: use llama, qwen2, qwen3 or gemma3_text"),
+                    format!(
+                        "{other:?} is not a decoder of this version: use llama, qwen2, qwen3 or gemma3_text"
+                    ),
                 ));
             }
         };
@@ -173,7 +182,10 @@ impl DecoderConfig {
             rope_theta: r.number("rope_theta").or(rope.theta).unwrap_or(10_000.),
             rope_scaling: rope.scaling.cloned(),
             max_position_embeddings: r.maybe_count("max_position_embeddings")?.unwrap_or(2048),
-            tie_word_embeddings: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma),
+            tie_word_embeddings: config
+                .get("tie_word_embeddings")
+                .and_then(Value::as_bool)
+                .unwrap_or(gemma),
             hidden_act: act.unwrap_or(if gemma { "gelu_pytorch_tanh" } else { "silu" }).to_owned(),
             rope_local_base_freq: r
                 .number("rope_local_base_freq")
@@ -192,7 +204,8 @@ impl DecoderConfig {
 
     /// The object of a `config.json` that other libraries load.
     pub fn to_json(&self) -> Result<Value> {
-        let mut value = serde_json::to_value(self).map_err(|e| Error::config("*", e.to_string()))?;
+        let mut value =
+            serde_json::to_value(self).map_err(|e| Error::config("*", e.to_string()))?;
         if let Value::Object(map) = &mut value {
             map.insert("architectures".into(), vec![self.model_type.architecture()].into());
             map.insert("torch_dtype".into(), "float32".into());
@@ -226,11 +239,17 @@ impl DecoderConfig {
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(Error::config(
                 "num_key_value_heads",
-                format!("{} does not divide {} heads", self.num_key_value_heads, self.num_attention_heads),
+                format!(
+                    "{} does not divide {} heads",
+                    self.num_key_value_heads, self.num_attention_heads
+                ),
             ));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Err(Error::config("head_dim", format!("{} is odd: rotary needs pairs", self.head_dim)));
+            return Err(Error::config(
+                "head_dim",
+                format!("{} is odd: rotary needs pairs", self.head_dim),
+            ));
         }
         if !self.layer_types.is_empty() && self.layer_types.len() != self.num_hidden_layers {
             return Err(Error::config(
@@ -322,7 +341,11 @@ impl<'a> Reader<'a> {
             .unwrap_or(6)
             .max(1);
         let kind = |i: usize| {
-            if (i + 1).is_multiple_of(pattern) { LayerType::FullAttention } else { LayerType::SlidingAttention }
+            if (i + 1).is_multiple_of(pattern) {
+                LayerType::FullAttention
+            } else {
+                LayerType::SlidingAttention
+            }
         };
         Ok((0..layers).map(kind).collect())
     }

@@ -60,7 +60,10 @@ impl Decoder {
         for (name, shape) in decoder.config.weights() {
             let found = decoder.bank.shape(&name)?;
             if found != shape {
-                return Err(Error::plan(&name, format!("has shape {found:?}, the configuration needs {shape:?}")));
+                return Err(Error::plan(
+                    &name,
+                    format!("has shape {found:?}, the configuration needs {shape:?}"),
+                ));
             }
         }
         Ok(decoder)
@@ -104,7 +107,11 @@ impl Decoder {
             Ok::<_, Error>((cos.to_device(device)?, sin.to_device(device)?))
         };
         let local = match c.rope_local_base_freq {
-            Some(theta) if c.layer_types.iter().any(|t| *t == super::config::LayerType::SlidingAttention) => {
+            Some(theta)
+                if c.layer_types
+                    .iter()
+                    .any(|t| *t == super::config::LayerType::SlidingAttention) =>
+            {
                 Some(table(theta, RopeScaling::None)?)
             }
             _ => None,
@@ -132,7 +139,13 @@ impl Decoder {
 
     /// One layer: `[batch, seq, hidden]` in and out. `depth` names the weights, the attention
     /// kind, the rotary base and the slot of the cache.
-    pub fn block(&self, depth: usize, x: &Tensor, rotary: &Rotary, kv: Option<&mut KvCache>) -> Result<Tensor> {
+    pub fn block(
+        &self,
+        depth: usize,
+        x: &Tensor,
+        rotary: &Rotary,
+        kv: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
         let update = self.attention_update(depth, x, rotary, kv)?;
         let x = ops::add(x, &update)?;
         let update = self.mlp_update(depth, &x)?;
@@ -163,7 +176,8 @@ impl Decoder {
             k = self.rms_norm(&format!("{p}self_attn.k_norm"), &k)?;
         }
         let local = c.is_local(depth);
-        let (cos, sin) = if local { rotary.local.as_ref().unwrap_or(&rotary.global) } else { &rotary.global };
+        let (cos, sin) =
+            if local { rotary.local.as_ref().unwrap_or(&rotary.global) } else { &rotary.global };
         let (q, k) = (ops::rope(&q, cos, sin)?, ops::rope(&k, cos, sin)?);
         let (k, v) = match kv {
             Some(cache) => cache.append(depth, &k, &v)?,
@@ -195,7 +209,12 @@ impl Decoder {
         let y = match self.config.hidden_act.as_str() {
             "silu" => ops::swiglu(&gate, &up)?,
             "gelu_pytorch_tanh" => ops::geglu(&gate, &up)?,
-            other => return Err(Error::config("hidden_act", format!("`{other}` is not silu or gelu_pytorch_tanh"))),
+            other => {
+                return Err(Error::config(
+                    "hidden_act",
+                    format!("`{other}` is not silu or gelu_pytorch_tanh"),
+                ));
+            }
         };
         let y = self.bank.linear(&format!("{p}mlp.down_proj"), &y)?;
         if gemma {
@@ -303,7 +322,14 @@ impl Decoder {
     /// An empty key/value cache for up to `capacity` positions.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
         let c = &self.config;
-        KvCache::new(c.num_hidden_layers, batch, capacity, c.num_key_value_heads, c.head_dim, self.bank.device())
+        KvCache::new(
+            c.num_hidden_layers,
+            batch,
+            capacity,
+            c.num_key_value_heads,
+            c.head_dim,
+            self.bank.device(),
+        )
     }
 
     /// A copy whose weights are plainly stored and cost no gradient: faster to generate with.
@@ -322,7 +348,8 @@ impl DecoderConfig {
         let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, h])];
         for layer in 0..self.num_hidden_layers {
             let p = layer_prefix(layer);
-            let mut add = |name: &str, shape: &[usize]| all.push((format!("{p}{name}"), shape.to_vec()));
+            let mut add =
+                |name: &str, shape: &[usize]| all.push((format!("{p}{name}"), shape.to_vec()));
             let matrices = [[q, h], [kv, h], [kv, h], [h, q], [f, h], [f, h], [h, f]];
             for (name, shape) in BLOCK_MATRICES.iter().zip(matrices) {
                 add(name, &shape);
@@ -356,7 +383,9 @@ impl DecoderConfig {
 fn rope_scaling(value: Option<&Value>) -> Result<RopeScaling> {
     let Some(v) = value else { return Ok(RopeScaling::None) };
     let number = |key: &str| {
-        v.get(key).and_then(Value::as_f64).ok_or_else(|| Error::config(format!("rope_scaling.{key}"), "is missing"))
+        v.get(key)
+            .and_then(Value::as_f64)
+            .ok_or_else(|| Error::config(format!("rope_scaling.{key}"), "is missing"))
     };
     match v.get("rope_type").or(v.get("type")).and_then(Value::as_str) {
         None | Some("default") => Ok(RopeScaling::None),
@@ -367,7 +396,10 @@ fn rope_scaling(value: Option<&Value>) -> Result<RopeScaling> {
             high_freq_factor: number("high_freq_factor")?,
             original_max_position_embeddings: number("original_max_position_embeddings")? as usize,
         }),
-        Some(other) => Err(Error::config("rope_scaling", format!("`{other}` is not default, linear or llama3"))),
+        Some(other) => Err(Error::config(
+            "rope_scaling",
+            format!("`{other}` is not default, linear or llama3"),
+        )),
     }
 }
 

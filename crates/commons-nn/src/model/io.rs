@@ -27,7 +27,10 @@ pub struct Loaded {
 
 impl std::fmt::Debug for Loaded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loaded").field("path", &self.path).field("config", &self.model.config).finish_non_exhaustive()
+        f.debug_struct("Loaded")
+            .field("path", &self.path)
+            .field("config", &self.model.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -52,7 +55,8 @@ impl Loaded {
         let tokenizer = match &files.weights {
             ModelWeights::Gguf(model) => Tokenizer::from_gguf(model.gguf())?,
             ModelWeights::SafeTensors(_) => {
-                let folder = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
+                let folder =
+                    if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
                 Tokenizer::open(folder)?
             }
         };
@@ -67,8 +71,8 @@ impl Loaded {
         let config = DecoderConfig::from_json(&Value::Object(files.config.clone()))
             .map_err(|e| Error::malformed(&files.path, e.to_string()).item("config.json"))?;
         let bank = read_bank(&files)?;
-        let model = Decoder::new(config, bank)
-            .map_err(|e| Error::malformed(&files.path, e.to_string()))?;
+        let model =
+            Decoder::new(config, bank).map_err(|e| Error::malformed(&files.path, e.to_string()))?;
         if tokenizer.vocab_size() > model.config.vocab_size {
             return Err(Error::malformed(
                 &files.path,
@@ -89,10 +93,15 @@ impl Loaded {
     pub fn save(&self, path: &Path, format: SaveFormat) -> Result<()> {
         match format {
             SaveFormat::Shared(dtype) => self.save_folder(path, &self.model.bank, dtype),
-            SaveFormat::HuggingFace(dtype) => self.save_folder(path, &self.model.bank.materialize()?, dtype),
+            SaveFormat::HuggingFace(dtype) => {
+                self.save_folder(path, &self.model.bank.materialize()?, dtype)
+            }
             SaveFormat::Gguf(kind) => {
                 let bank = self.model.bank.materialize()?;
-                let weights = bank.stored_vars().map(|(n, v)| (n.to_owned(), v.as_detached_tensor())).collect();
+                let weights = bank
+                    .stored_vars()
+                    .map(|(n, v)| (n.to_owned(), v.as_detached_tensor()))
+                    .collect();
                 let weights: std::collections::BTreeMap<String, Tensor> = weights;
                 gguf::export(path, &self.config_json()?, &self.tokenizer.to_gguf()?, &weights, kind)
             }
@@ -123,7 +132,11 @@ impl Loaded {
         self.tokenizer.save(out)?;
         let specs: Vec<TensorSpec> = bank
             .stored_vars()
-            .map(|(name, var)| TensorSpec { name: name.to_owned(), dtype, shape: var.dims().to_vec() })
+            .map(|(name, var)| TensorSpec {
+                name: name.to_owned(),
+                dtype,
+                shape: var.dims().to_vec(),
+            })
             .collect();
         save_sharded(out, &specs, &bank.metadata()?, ShardOptions::default(), |spec| {
             Ok(bank.stored_var(&spec.name)?.as_detached_tensor().to_dtype(dtype)?)

@@ -95,7 +95,10 @@ impl ResNet {
         for (name, shape) in config.weights() {
             let found = bank.shape(&name)?;
             if found != shape {
-                return Err(Error::plan(&name, format!("has shape {found:?}, the configuration needs {shape:?}")));
+                return Err(Error::plan(
+                    &name,
+                    format!("has shape {found:?}, the configuration needs {shape:?}"),
+                ));
             }
         }
         bank.freeze(is_running_statistic);
@@ -112,7 +115,9 @@ impl ResNet {
                 let sd = (2. / fan_in as f32).sqrt();
                 seed.fork(&name, 0).normal(0, &mut v);
                 v.iter_mut().for_each(|x| *x *= sd);
-            } else if name.ends_with("running_var") || (name.contains("bn") && name.ends_with("weight")) {
+            } else if name.ends_with("running_var")
+                || (name.contains("bn") && name.ends_with("weight"))
+            {
                 v.fill(1.);
             }
             bank.insert(name, Tensor::from_vec(v, shape, bank.device())?)?;
@@ -121,21 +126,37 @@ impl ResNet {
     }
 
     /// Convolution `{prefix}conv{index}` and BatchNorm `{prefix}bn{index}`.
-    fn conv_norm(&self, prefix: &str, index: usize, x: &Tensor, stride: usize, mode: Mode) -> Result<Tensor> {
-        let options = ConvOptions { stride: [stride; 2], padding: [1; 2], ..ConvOptions::default() };
+    fn conv_norm(
+        &self,
+        prefix: &str,
+        index: usize,
+        x: &Tensor,
+        stride: usize,
+        mode: Mode,
+    ) -> Result<Tensor> {
+        let options =
+            ConvOptions { stride: [stride; 2], padding: [1; 2], ..ConvOptions::default() };
         let w = self.bank.weight(&format!("{prefix}conv{index}.weight"))?;
         let x = ops::conv2d(x, &w, None, &options)?;
         let part = |p: &str| self.bank.weight(&format!("{prefix}bn{index}.{p}"));
         let (gain, bias) = (part("weight")?, part("bias")?);
         if mode == Mode::Eval {
-            return Ok(ops::batch_norm_eval(&x, &gain, &bias, &part("running_mean")?, &part("running_var")?, EPS)?);
+            return Ok(ops::batch_norm_eval(
+                &x,
+                &gain,
+                &bias,
+                &part("running_mean")?,
+                &part("running_var")?,
+                EPS,
+            )?);
         }
         let (y, mean, var) = ops::batch_norm(&x, &gain, &bias, EPS)?;
         let n = (x.elem_count() / x.dim(1)?) as f64;
         let unbiased = var.affine(n / (n - 1.).max(1.), 0.)?;
         for (name, batch) in [("running_mean", mean), ("running_var", unbiased)] {
             let running = self.bank.stored_var(&format!("{prefix}bn{index}.{name}"))?;
-            let moved = (running.affine(1. - MOMENTUM, 0.)? + batch.detach().affine(MOMENTUM, 0.)?)?;
+            let moved =
+                (running.affine(1. - MOMENTUM, 0.)? + batch.detach().affine(MOMENTUM, 0.)?)?;
             running.set(&moved)?;
         }
         Ok(y)

@@ -42,7 +42,9 @@ impl VitConfig {
         if self.patch_size == 0 || !self.image_size.is_multiple_of(self.patch_size) {
             return Err(Error::config("patch_size", "must divide image_size"));
         }
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+        if self.num_attention_heads == 0
+            || !self.hidden_size.is_multiple_of(self.num_attention_heads)
+        {
             return Err(Error::config("num_attention_heads", "must divide hidden_size"));
         }
         Ok(())
@@ -113,7 +115,10 @@ impl Vit {
         for (name, shape) in config.weights() {
             let found = bank.shape(&name)?;
             if found != shape {
-                return Err(Error::plan(&name, format!("has shape {found:?}, the configuration needs {shape:?}")));
+                return Err(Error::plan(
+                    &name,
+                    format!("has shape {found:?}, the configuration needs {shape:?}"),
+                ));
             }
         }
         Ok(Self { config, bank })
@@ -149,7 +154,10 @@ impl Vit {
         if [channels, height, width] != [c.num_channels, c.image_size, c.image_size] {
             return Err(Error::config(
                 "images",
-                format!("[{channels}, {height}, {width}] is not [{}, {1}, {1}]", c.num_channels, c.image_size),
+                format!(
+                    "[{channels}, {height}, {width}] is not [{}, {1}, {1}]",
+                    c.num_channels, c.image_size
+                ),
             ));
         }
         let (side, p) = (c.image_size / c.patch_size, c.patch_size);
@@ -158,7 +166,11 @@ impl Vit {
             .permute(vec![0, 2, 4, 1, 3, 5])?
             .reshape((batch, side * side, channels * p * p))?;
         let x = self.bank.linear("vit.embeddings.patch_embeddings.projection", &patches)?;
-        let class = self.bank.weight("vit.embeddings.cls_token")?.broadcast_as((batch, 1, c.hidden_size))?;
+        let class = self.bank.weight("vit.embeddings.cls_token")?.broadcast_as((
+            batch,
+            1,
+            c.hidden_size,
+        ))?;
         let x = Tensor::cat(&[&class.contiguous()?, &x], 1)?;
         Ok(x.broadcast_add(&self.bank.weight("vit.embeddings.position_embeddings")?)?)
     }
@@ -182,7 +194,10 @@ impl Vit {
     /// What the feed-forward half of `layer` adds.
     pub fn mlp_update(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
         let p = format!("vit.encoder.layer.{layer}");
-        let y = self.bank.linear(&format!("{p}.intermediate.dense"), &self.norm(&format!("{p}.layernorm_after"), x)?)?;
+        let y = self.bank.linear(
+            &format!("{p}.intermediate.dense"),
+            &self.norm(&format!("{p}.layernorm_after"), x)?,
+        )?;
         self.bank.linear(&format!("{p}.output.dense"), &ops::gelu(&y)?)
     }
 

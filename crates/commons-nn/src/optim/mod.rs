@@ -183,7 +183,9 @@ impl Optimizer {
             RuleConfig::Muon { momentum, .. } if is_hidden_matrix(name, var) => {
                 State::Muon(Muon { momentum: *momentum, ..Muon::default() }.init(var)?)
             }
-            RuleConfig::AdamW { .. } | RuleConfig::Muon { .. } => State::AdamW(AdamW::default().init(var)?),
+            RuleConfig::AdamW { .. } | RuleConfig::Muon { .. } => {
+                State::AdamW(AdamW::default().init(var)?)
+            }
             RuleConfig::Sgd { momentum, .. } => {
                 State::Sgd(Sgd { momentum: *momentum, ..Sgd::default() }.init(var)?)
             }
@@ -210,7 +212,8 @@ impl Optimizer {
         if !norm.is_finite() {
             return Ok(norm);
         }
-        let clip = if max_grad_norm > 0. && norm > max_grad_norm { max_grad_norm / norm } else { 1. };
+        let clip =
+            if max_grad_norm > 0. && norm > max_grad_norm { max_grad_norm / norm } else { 1. };
         let factor = (grad_scale * clip) as f32;
         for (name, var) in bank.trainable() {
             let Some(grad) = grads.get(var) else { continue };
@@ -271,7 +274,9 @@ impl Optimizer {
                 // Steps write in place: never into a buffer mapped from the file.
                 Ok(t.to_device(var.device())?.copy()?)
             };
-            let count = |t: Tensor| Ok::<u64, Error>(t.to_dtype(DType::I64)?.get(0)?.to_scalar::<i64>()? as u64);
+            let count = |t: Tensor| {
+                Ok::<u64, Error>(t.to_dtype(DType::I64)?.get(0)?.to_scalar::<i64>()? as u64)
+            };
             match state {
                 State::AdamW(s) => {
                     s.mean = take("mean", Some(&s.mean))?;

@@ -41,7 +41,12 @@ impl ZeroOrder {
 
     /// The directional derivative `(L(θ + εz) - L(θ - εz)) / 2ε` along `z(seed)`; the parameters
     /// are back where they were, up to rounding.
-    pub fn derivative(&self, bank: &Bank, seed: Seed, loss: &mut dyn FnMut() -> Result<f64>) -> Result<f64> {
+    pub fn derivative(
+        &self,
+        bank: &Bank,
+        seed: Seed,
+        loss: &mut dyn FnMut() -> Result<f64>,
+    ) -> Result<f64> {
         let eps = self.eps as f32;
         Self::perturb(bank, seed, eps)?;
         let above = loss()?;

@@ -35,20 +35,14 @@ impl Tokenizer {
         })?;
         let mut ids = Vocab::default();
         for (line, token) in text.lines().enumerate() {
-            if ids
-                .insert(token.trim_end().to_owned(), line as u32)
-                .is_some()
-            {
+            if ids.insert(token.trim_end().to_owned(), line as u32).is_some() {
                 return Err(Error::malformed(vocab, format!("gives `{token}` twice"))
                     .at(Place::Line(line as u64 + 1)));
             }
         }
         for name in BERT_SPECIAL {
             if !ids.contains_key(name) {
-                return Err(Error::malformed(
-                    vocab,
-                    format!("lacks the special token `{name}`"),
-                ));
+                return Err(Error::malformed(vocab, format!("lacks the special token `{name}`")));
             }
         }
         let config = vocab.with_file_name("tokenizer_config.json");
@@ -60,23 +54,14 @@ impl Tokenizer {
             false => lower_case,
         };
         let (cls, sep) = (ids["[CLS]"], ids["[SEP]"]);
-        let special = SpecialIds {
-            bos: Some(cls),
-            eos: Some(sep),
-            pad: Some(ids["[PAD]"]),
-            stop: vec![sep],
-        };
+        let special =
+            SpecialIds { bos: Some(cls), eos: Some(sep), pad: Some(ids["[PAD]"]), stop: vec![sep] };
         let fault = |e: hf::Error| Error::malformed(vocab, format!("is not a vocabulary: {e}"));
-        let model = WordPiece::builder()
-            .vocab(ids)
-            .unk_token("[UNK]".into())
-            .build()
-            .map_err(fault)?;
+        let model =
+            WordPiece::builder().vocab(ids).unk_token("[UNK]".into()).build().map_err(fault)?;
         let mut inner = hf::Tokenizer::new(model);
         let normalizer = BertNormalizer::new(true, true, None, lower_case);
-        inner
-            .with_normalizer(Some(NormalizerWrapper::from(normalizer)))
-            .map_err(fault)?;
+        inner.with_normalizer(Some(NormalizerWrapper::from(normalizer))).map_err(fault)?;
         inner.with_pre_tokenizer(Some(BertPreTokenizer));
         inner.with_post_processor(Some(surround_bert(cls, sep)?));
         inner.with_decoder(Some(WordPieceDecoder::new("##".into(), true)));
@@ -100,10 +85,7 @@ impl Tokenizer {
         for (i, name) in BYTE_SPECIAL.iter().enumerate() {
             vocab.insert((*name).into(), 256 + i as u32);
         }
-        let model = BPE::builder()
-            .vocab_and_merges(vocab, Vec::new())
-            .build()
-            .map_err(fault)?;
+        let model = BPE::builder().vocab_and_merges(vocab, Vec::new()).build().map_err(fault)?;
         let mut inner = hf::Tokenizer::new(model);
         // Without the regular expression the whole text is one word; no merges, so order of words
         // does not matter and none needs to be split off.
@@ -112,12 +94,8 @@ impl Tokenizer {
         inner.with_decoder(Some(byte_level));
         let added = BYTE_SPECIAL.map(|name| AddedToken::from(name, true));
         inner.add_special_tokens(added).map_err(fault)?;
-        let special = SpecialIds {
-            pad: Some(256),
-            bos: Some(257),
-            eos: Some(258),
-            stop: vec![258],
-        };
+        let special =
+            SpecialIds { pad: Some(256), bos: Some(257), eos: Some(258), stop: vec![258] };
         Ok(Self::assemble(inner, special, None))
     }
 }

@@ -22,11 +22,7 @@ pub struct Message {
 impl Message {
     /// A message of plain text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: Json::String(content.into()),
-            extra: Map::new(),
-        }
+        Self { role: role.into(), content: Json::String(content.into()), extra: Map::new() }
     }
 }
 
@@ -72,10 +68,7 @@ pub fn render(
     let list =
         serde_json::to_value(messages).map_err(|e| Error::invalid("messages", e.to_string()))?;
     put("messages", list);
-    put(
-        "add_generation_prompt",
-        options.add_generation_prompt.into(),
-    );
+    put("add_generation_prompt", options.add_generation_prompt.into());
     put("bos_token", tokens.bos.clone().into());
     put("eos_token", tokens.eos.clone().into());
     put("pad_token", tokens.pad.clone().into());
@@ -91,12 +84,7 @@ pub fn render(
 
 fn environment(date: Option<(u16, u8, u8)>) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
-    let syntax = environment
-        .syntax()
-        .to_builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()?;
+    let syntax = environment.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build()?;
     environment.set_syntax(syntax);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python_method);
@@ -108,9 +96,7 @@ fn environment(date: Option<(u16, u8, u8)>) -> Result<Environment<'static>, mini
         },
     );
     if let Some(date) = date {
-        environment.add_function("strftime_now", move |format: String| {
-            format_date(&format, date)
-        });
+        environment.add_function("strftime_now", move |format: String| format_date(&format, date));
     }
     Ok(environment)
 }
@@ -183,10 +169,7 @@ fn format_date(
     format: &str,
     (year, month, day): (u16, u8, u8),
 ) -> Result<String, minijinja::Error> {
-    let name = MONTHS
-        .get(usize::from(month).wrapping_sub(1))
-        .copied()
-        .unwrap_or("");
+    let name = MONTHS.get(usize::from(month).wrapping_sub(1)).copied().unwrap_or("");
     let (mut out, mut chars) = (String::new(), format.chars());
     while let Some(c) = chars.next() {
         if c != '%' {
@@ -239,10 +222,7 @@ fn string_method(
     let argument = |i: usize| arguments.get(i).and_then(|v| v.as_str());
     let needed = |i: usize| {
         argument(i).ok_or_else(|| {
-            minijinja::Error::new(
-                ErrorKind::MissingArgument,
-                format!("str.{method} needs text"),
-            )
+            minijinja::Error::new(ErrorKind::MissingArgument, format!("str.{method} needs text"))
         })
     };
     let trimmed = |left: bool, right: bool| {
@@ -250,16 +230,8 @@ fn string_method(
             Some(set) => set.contains(c),
             None => c.is_whitespace(),
         };
-        let text = if left {
-            text.trim_start_matches(matches)
-        } else {
-            text
-        };
-        Value::from(if right {
-            text.trim_end_matches(matches)
-        } else {
-            text
-        })
+        let text = if left { text.trim_start_matches(matches) } else { text };
+        Value::from(if right { text.trim_end_matches(matches) } else { text })
     };
     Ok(Some(match method {
         "strip" => trimmed(true, true),
@@ -290,9 +262,7 @@ fn string_method(
 }
 
 fn split(text: &str, separator: Option<&str>, limit: Option<&Value>) -> Vec<Value> {
-    let limit = limit
-        .and_then(Value::as_usize)
-        .map_or(usize::MAX, |n| n.saturating_add(1));
+    let limit = limit.and_then(Value::as_usize).map_or(usize::MAX, |n| n.saturating_add(1));
     match separator {
         Some(separator) => text.splitn(limit, separator).map(Value::from).collect(),
         None => text.split_whitespace().map(Value::from).collect(),
@@ -315,10 +285,7 @@ fn affix(arguments: &[Value], matches: impl Fn(&str) -> bool) -> bool {
 fn capitalize(text: &str) -> String {
     let mut chars = text.chars();
     match chars.next() {
-        Some(first) => first
-            .to_uppercase()
-            .chain(chars.flat_map(char::to_lowercase))
-            .collect(),
+        Some(first) => first.to_uppercase().chain(chars.flat_map(char::to_lowercase)).collect(),
         None => String::new(),
     }
 }
@@ -345,11 +312,7 @@ fn map_method(
     let keys = || map.try_iter().map(|keys| keys.collect::<Vec<_>>());
     Ok(Some(match method {
         "keys" => keys()?.into(),
-        "values" => keys()?
-            .iter()
-            .map(|k| map.get_item(k))
-            .collect::<Result<Vec<_>, _>>()?
-            .into(),
+        "values" => keys()?.iter().map(|k| map.get_item(k)).collect::<Result<Vec<_>, _>>()?.into(),
         "items" => keys()?
             .into_iter()
             .map(|k| Ok(Value::from(vec![k.clone(), map.get_item(&k)?])))

@@ -90,14 +90,20 @@ impl Bank {
         let mine: Vec<&str> = self.stored_vars().map(|(n, _)| n).collect();
         let theirs: Vec<&str> = other.stored_vars().map(|(n, _)| n).collect();
         if mine != theirs || self.plan() != other.plan() {
-            return Err(Error::malformed(path, "holds other tensors or another sharing plan than this run")
-                .remedy("resume with the command that started the run, or choose another folder"));
+            return Err(Error::malformed(
+                path,
+                "holds other tensors or another sharing plan than this run",
+            )
+            .remedy("resume with the command that started the run, or choose another folder"));
         }
         for (name, var) in self.stored_vars() {
             let saved = other.stored_var(name)?;
             if saved.dims() != var.dims() {
-                return Err(Error::malformed(path, format!("has shape {:?}, the run {:?}", saved.dims(), var.dims()))
-                    .item(format!("tensor `{name}`")));
+                return Err(Error::malformed(
+                    path,
+                    format!("has shape {:?}, the run {:?}", saved.dims(), var.dims()),
+                )
+                .item(format!("tensor `{name}`")));
             }
             var.set(saved.as_tensor())?;
         }
@@ -116,14 +122,21 @@ impl Trainer {
         clean_stale(&folder)?;
         let Some((_, path)) = latest_checkpoint(&folder)? else { return Ok(0) };
         if resume == Resume::Refuse {
-            return Err(Error::invalid(path.display().to_string(), "is a checkpoint of an earlier run")
-                .remedy("pass --resume to go on from it, or choose another output folder"));
+            return Err(Error::invalid(
+                path.display().to_string(),
+                "is a checkpoint of an earlier run",
+            )
+            .remedy("pass --resume to go on from it, or choose another output folder"));
         }
         let state_path = path.join(STATE);
         let text = read_text(&state_path, STATE_LIMIT)?;
         let state: State = serde_json::from_str(&text)
             .map_err(|e| Error::malformed(&state_path, format!("is not a trainer state: {e}")))?;
-        let same = TrainConfig { steps: self.config.steps, save_steps: self.config.save_steps, ..state.config.clone() };
+        let same = TrainConfig {
+            steps: self.config.steps,
+            save_steps: self.config.save_steps,
+            ..state.config.clone()
+        };
         if same != self.config {
             return Err(Error::malformed(&state_path, "was written with another configuration")
                 .remedy("resume with the options that started the run, or choose another folder"));
@@ -131,7 +144,8 @@ impl Trainer {
         self.bank.restore(&path.join(MODEL))?;
         let file = safetensors::Checkpoint::open(path.join(OPTIMIZER))?;
         let tensors = file.tensors().map(|v| Ok((v.name().to_owned(), v.to_tensor(None)?)));
-        self.optimizer.load_state(&self.bank, tensors.collect::<Result<BTreeMap<String, Tensor>>>()?)?;
+        self.optimizer
+            .load_state(&self.bank, tensors.collect::<Result<BTreeMap<String, Tensor>>>()?)?;
         self.step = state.step;
         self.losses = state.losses;
         Ok(self.step)
@@ -146,7 +160,8 @@ impl Trainer {
         let state = self.optimizer.state();
         let tensors = state.iter().map(|(n, t)| (n.as_str(), t));
         safetensors::save(&atomic.path().join(OPTIMIZER), tensors, &BTreeMap::new())?;
-        let state = State { step: self.step, losses: self.losses.clone(), config: self.config.clone() };
+        let state =
+            State { step: self.step, losses: self.losses.clone(), config: self.config.clone() };
         write_json_atomic(atomic.path().join(STATE), &state)?;
         atomic.commit_replacing()?;
         self.remove_old(folder)

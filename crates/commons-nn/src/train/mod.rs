@@ -4,8 +4,8 @@
 //! interrupted and resumed ends in the same bytes as one that was not.
 
 mod checkpoint;
-mod stream;
 mod schedule;
+mod stream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -99,7 +99,10 @@ impl TrainConfig {
             }
         }
         if !(self.learning_rate.is_finite() && self.learning_rate >= 0.) {
-            return Err(Error::config("learning_rate", format!("{} is not a rate", self.learning_rate)));
+            return Err(Error::config(
+                "learning_rate",
+                format!("{} is not a rate", self.learning_rate),
+            ));
         }
         Ok(())
     }
@@ -183,7 +186,10 @@ impl Trainer {
     pub fn new(config: TrainConfig, bank: &Bank) -> Result<Self> {
         config.check()?;
         if bank.trainable().next().is_none() {
-            return Err(Error::config("trainable", "every stored tensor is frozen: nothing to train"));
+            return Err(Error::config(
+                "trainable",
+                "every stored tensor is frozen: nothing to train",
+            ));
         }
         let optimizer = Optimizer::new(config.optimizer.clone(), bank)?;
         Ok(Self {
@@ -236,7 +242,8 @@ impl Trainer {
             observe(&report);
             let stopped = self.stop.load(Ordering::Relaxed);
             let last = self.step == self.config.steps;
-            let due = self.config.save_steps > 0 && self.step.is_multiple_of(self.config.save_steps);
+            let due =
+                self.config.save_steps > 0 && self.step.is_multiple_of(self.config.save_steps);
             if stopped || last || due {
                 self.save()?;
             }
@@ -321,7 +328,10 @@ impl Seen {
     fn add(&mut self, loss: Loss) -> Result<f64> {
         let value = f64::from(loss.total.to_dtype(ops::DType::F32)?.to_scalar::<f32>()?);
         if !value.is_finite() {
-            return Err(Error::config("loss", format!("is {value}: lower the learning rate or check the data")));
+            return Err(Error::config(
+                "loss",
+                format!("is {value}: lower the learning rate or check the data"),
+            ));
         }
         self.count += 1;
         self.loss += value;

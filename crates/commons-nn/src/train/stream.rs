@@ -25,7 +25,10 @@ impl TokenStream {
         if tokens.len() < seq_len + 1 || seq_len == 0 || batch_size == 0 {
             return Err(Error::config(
                 "seq_len",
-                format!("{} tokens do not make one window of {seq_len} + 1: bring more text or shorten it", tokens.len()),
+                format!(
+                    "{} tokens do not make one window of {seq_len} + 1: bring more text or shorten it",
+                    tokens.len()
+                ),
             ));
         }
         Ok(Self { tokens, seq_len, batch_size, seed })

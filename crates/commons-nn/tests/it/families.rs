@@ -18,7 +18,8 @@ fn decoders_equal_transformers() {
         let golden = json(data(name).join("golden.json"));
         let row = ids(&golden["ids"]);
         let hidden = model.forward(&ids_tensor(&[&row], &model.bank).unwrap(), None).unwrap();
-        let logits = model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let logits =
+            model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let difference = max_difference(&logits, &floats(&golden["logits"]));
         assert!(difference < 1e-3, "{name}: {difference}");
     }
@@ -35,7 +36,9 @@ fn a_cache_gives_the_logits_of_the_whole_sequence() {
         for part in [&row[..4], &row[4..5], &row[5..]] {
             let part = ids_tensor(&[part], &model.bank).unwrap();
             let hidden = model.forward(&part, Some(&mut cache)).unwrap();
-            logits.extend(model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            logits.extend(
+                model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap(),
+            );
         }
         let difference = max_difference(&logits, &floats(&golden["logits"]));
         assert!(difference < 1e-3, "{name}: {difference}");

@@ -32,8 +32,10 @@ fn smollm2_equals_transformers() {
         let hidden = model.forward(&ids_tensor(&[&expected], &model.bank).unwrap(), None).unwrap();
         let logits = model.logits(&hidden).unwrap().squeeze(0).unwrap().to_vec2::<f32>().unwrap();
         let stride = case["stride"].as_u64().unwrap() as usize;
-        let ours: Vec<f32> =
-            logits[logits.len() - 3..].iter().flat_map(|row| row.iter().step_by(stride).copied()).collect();
+        let ours: Vec<f32> = logits[logits.len() - 3..]
+            .iter()
+            .flat_map(|row| row.iter().step_by(stride).copied())
+            .collect();
         let difference = max_difference(&ours, &floats(&case["logits"]));
         assert!(difference <= 1e-3, "{prompt}: {difference}");
         let best: Vec<u32> = logits

@@ -109,11 +109,15 @@ fn an_interrupted_run_ends_in_the_same_bytes() {
 fn a_run_refuses_to_start_over_anothers_checkpoints() {
     let folder = tempfile::tempdir().unwrap();
     let (model, stream) = (small(1), stream());
-    let start = |config: TrainConfig| Trainer::new(config, &model.bank).unwrap().checkpoints(folder.path());
+    let start =
+        |config: TrainConfig| Trainer::new(config, &model.bank).unwrap().checkpoints(folder.path());
     let first = config(RuleConfig::default(), 3, 1e-2);
     let mut trainer = start(first.clone());
     trainer
-        .run(|at| Ok(Loss::new(model.next_token_loss(&stream.batch(at.batch, &Device::Cpu)?)?, 48)), |_| {})
+        .run(
+            |at| Ok(Loss::new(model.next_token_loss(&stream.batch(at.batch, &Device::Cpu)?)?, 48)),
+            |_| {},
+        )
         .unwrap();
     let message = start(first.clone()).resume(Resume::Refuse).unwrap_err().to_string();
     assert!(message.contains("--resume"), "{message}");
@@ -147,7 +151,12 @@ fn gradient_accumulation_equals_a_larger_batch() {
         };
         let mut trainer = Trainer::new(config, &model.bank).unwrap();
         trainer
-            .run(|at| Ok(Loss::new(model.next_token_loss(&stream.batch(at.batch, &Device::Cpu)?)?, 1)), |_| {})
+            .run(
+                |at| {
+                    Ok(Loss::new(model.next_token_loss(&stream.batch(at.batch, &Device::Cpu)?)?, 1))
+                },
+                |_| {},
+            )
             .unwrap();
         trainer.losses().to_vec()
     };
@@ -171,11 +180,7 @@ fn a_resnet_learns_a_constant_split_and_evaluates_with_running_statistics() {
     let images = Tensor::from_vec(pixels, (16, 1, 8, 8), &Device::Cpu).unwrap();
     let targets = Tensor::from_vec(labels.clone(), 16, &Device::Cpu).unwrap();
     let mut trainer = Trainer::new(
-        TrainConfig {
-            steps: 60,
-            learning_rate: 1e-2,
-            ..TrainConfig::default()
-        },
+        TrainConfig { steps: 60, learning_rate: 1e-2, ..TrainConfig::default() },
         &model.bank,
     )
     .unwrap();

@@ -34,8 +34,7 @@ impl GroupNorm {
 
     pub(super) fn run<T: Real>(self, x: &Tensor, gain: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let (gains, biases) = (gain.to_vec1::<T>()?, bias.to_vec1::<T>()?);
-        let (y, statistics) =
-            with_elements::<T, _>(x, |x| self.forward(x, &gains, &biases))?;
+        let (y, statistics) = with_elements::<T, _>(x, |x| self.forward(x, &gains, &biases))?;
         let op = GroupNormed { options: self, statistics };
         record(op, &[x, gain, bias], T::to_cpu_storage_owned(y), x.shape())
     }
@@ -133,7 +132,12 @@ impl<T: Real> GroupNormed<T> {
             )
         };
         let sums: Vec<Vec<(f64, f64)>> = if x.len() < SMALL {
-            dx.chunks_mut(size).zip(x.chunks(size)).zip(grad.chunks(size)).enumerate().map(group).collect()
+            dx.chunks_mut(size)
+                .zip(x.chunks(size))
+                .zip(grad.chunks(size))
+                .enumerate()
+                .map(group)
+                .collect()
         } else {
             dx.par_chunks_mut(size)
                 .zip(x.par_chunks(size))

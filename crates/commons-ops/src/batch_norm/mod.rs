@@ -74,7 +74,13 @@ pub fn batch_norm_eval(
         let y = dims.affine(&x32, &mean?, &variance?, gain, bias, eps)?;
         return y.reshape(x.shape())?.to_dtype(x.dtype());
     }
-    let op = BatchNorm { name: NAME, dims, eps, relu: false, given: Some((mean.detach(), variance.detach())) };
+    let op = BatchNorm {
+        name: NAME,
+        dims,
+        eps,
+        relu: false,
+        given: Some((mean.detach(), variance.detach())),
+    };
     match x.dtype() {
         DType::F64 => Ok(op.run::<f64>(x, gain, bias, None)?.0),
         _ => Ok(op.run::<f32>(x, gain, bias, None)?.0),
@@ -141,8 +147,7 @@ impl Dims {
     ) -> Result<Tensor> {
         let x = x.reshape((self.batch, self.channels, self.len))?;
         let hat = x.broadcast_sub(mean)?.broadcast_div(&(variance + f64::from(eps))?.sqrt()?)?;
-        hat.broadcast_mul(&self.column(&widen(gain)?)?)?
-            .broadcast_add(&self.column(&widen(bias)?)?)
+        hat.broadcast_mul(&self.column(&widen(gain)?)?)?.broadcast_add(&self.column(&widen(bias)?)?)
     }
 
     /// The same elements as `[1, channels, batch · len]` if runs are too short to vectorise.
@@ -199,7 +204,11 @@ fn check(name: &str, x: &Tensor, vectors: &[&Tensor]) -> Result<Dims> {
     };
     if vectors.iter().any(|v| v.dims() != [channels] || v.dtype() != x.dtype()) {
         let found: Vec<_> = vectors.iter().map(|v| (v.dims(), v.dtype())).collect();
-        bail!("{name}: input {:?} {:?} needs vectors [{channels}], got {found:?}", x.dims(), x.dtype())
+        bail!(
+            "{name}: input {:?} {:?} needs vectors [{channels}], got {found:?}",
+            x.dims(),
+            x.dtype()
+        )
     }
     Ok(Dims { batch, channels, len: rest.iter().product() })
 }
@@ -299,8 +308,7 @@ impl BatchNorm {
         let eps = T::narrow(f64::from(self.eps));
         let rstd = variance.iter().map(|&v| (v + eps).sqrt().recip()).collect();
         let channels = self.dims.channels;
-        let statistics = [&mean, &variance]
-            .map(|t| Tensor::from_slice(t, channels, x.device()));
+        let statistics = [&mean, &variance].map(|t| Tensor::from_slice(t, channels, x.device()));
         let op = BatchNormed { options: self, mean, rstd };
         let args: Vec<&Tensor> = [x, gain, bias].into_iter().chain(residual).collect();
         let y = record(op, &args, T::to_cpu_storage_owned(y), x.shape())?;
@@ -472,7 +480,8 @@ impl<T: Real> BatchNormed<T> {
                     let line = Line { mean, scale, offset, slope };
                     let mut gates = y.as_deref().map(|y| dims.runs(y, c));
                     let mut residuals = dr.into_iter();
-                    for ((dx, g), x) in dx.into_iter().zip(dims.runs(grad, c)).zip(dims.runs(x, c)) {
+                    for ((dx, g), x) in dx.into_iter().zip(dims.runs(grad, c)).zip(dims.runs(x, c))
+                    {
                         match gates.as_mut().and_then(Iterator::next) {
                             None => line.plain(dx, g, x),
                             Some(y) => match residuals.next() {

@@ -4,29 +4,27 @@ use super::*;
 use crate::testing::{agree, distance, mix, randn, var};
 use crate::{Var, backward};
 
-fn reference(
-    t: &[Tensor],
-    residual: bool,
-    relu: bool,
-) -> Result<(Tensor, Tensor, Tensor)> {
+fn reference(t: &[Tensor], residual: bool, relu: bool) -> Result<(Tensor, Tensor, Tensor)> {
     let dims = check("reference", &t[0], &[])?;
     composed(&dims, &t[0], &t[1], &t[2], residual.then(|| &t[3]), 1e-3, relu)
 }
 
 #[test]
 fn batch_norm_matches_the_composed_graph() {
-    for (at, shape) in [&[3, 5, 4, 7][..], &[9, 6], &[1, 3, 50], &[4, 2, 3, 3, 2]].iter().enumerate() {
+    for (at, shape) in
+        [&[3, 5, 4, 7][..], &[9, 6], &[1, 3, 50], &[4, 2, 3, 3, 2]].iter().enumerate()
+    {
         let at = at as u64;
         let c = shape[1];
-        let inputs = [randn(at, shape), randn(10 + at, &[c]), randn(20 + at, &[c]), randn(30 + at, shape)];
+        let inputs =
+            [randn(at, shape), randn(10 + at, &[c]), randn(20 + at, &[c]), randn(30 + at, shape)];
         let [x, gain, bias, residual] = &inputs;
         let x = &(x * 2.0).unwrap().affine(1.0, 3.0).unwrap();
         let plain = |t: &[Tensor]| Ok(batch_norm(&t[0], &t[1], &t[2], 1e-3)?.0);
         agree(&[x, gain, bias], plain, |t| Ok(reference(t, false, false)?.0), 1e-4);
         let relu = |t: &[Tensor]| Ok(batch_norm_relu(&t[0], &t[1], &t[2], None, 1e-3)?.0);
         agree(&[x, gain, bias], relu, |t| Ok(reference(t, false, true)?.0), 1e-4);
-        let whole =
-            |t: &[Tensor]| Ok(batch_norm_relu(&t[0], &t[1], &t[2], Some(&t[3]), 1e-3)?.0);
+        let whole = |t: &[Tensor]| Ok(batch_norm_relu(&t[0], &t[1], &t[2], Some(&t[3]), 1e-3)?.0);
         agree(&[x, gain, bias, residual], whole, |t| Ok(reference(t, true, true)?.0), 1e-4);
         // The same code in double precision.
         let double = |t: &[Tensor]| {
@@ -62,7 +60,8 @@ fn eval_uses_the_given_statistics() {
 
 #[test]
 fn group_norm_matches_the_composed_graph() {
-    for (shape, groups) in [(&[2, 6, 5, 3][..], 3), (&[3, 4], 2), (&[2, 4, 9], 4), (&[2, 6, 35], 1)] {
+    for (shape, groups) in [(&[2, 6, 5, 3][..], 3), (&[3, 4], 2), (&[2, 4, 9], 4), (&[2, 6, 35], 1)]
+    {
         let c = shape[1];
         let (x, gain, bias) = (randn(1, shape), randn(2, &[c]), randn(3, &[c]));
         agree(

@@ -46,9 +46,13 @@ impl<T: Element> PackedRows<T> {
             let count = left.min(height);
             packed.blocks.push(Block { row, rows: count, height, offset: packed.data.len() });
             for column in 0..columns {
-                packed.data.extend((0..height).map(|r| {
-                    if r < count { weight(row + r, column) } else { T::zero() }
-                }));
+                packed.data.extend(
+                    (0..height).map(
+                        |r| {
+                            if r < count { weight(row + r, column) } else { T::zero() }
+                        },
+                    ),
+                );
             }
             row += count;
         }
@@ -296,9 +300,8 @@ fn dots<S: Simd, const MR: usize, const NC: usize>(
     out: &mut [f32],
 ) {
     let len = at.blocks * UNROLL * S::F32_LANES;
-    let rows: [&[[S::f32s; UNROLL]]; MR] = std::array::from_fn(|m| {
-        S::as_simd_f32s(&at.rows[m * at.pitch..][..len]).0.as_chunks().0
-    });
+    let rows: [&[[S::f32s; UNROLL]]; MR] =
+        std::array::from_fn(|m| S::as_simd_f32s(&at.rows[m * at.pitch..][..len]).0.as_chunks().0);
     let columns: [&[[S::f32s; UNROLL]]; NC] = std::array::from_fn(|c| {
         let base = bases[(first + c).min(bases.len() - 1)] as usize;
         S::as_simd_f32s(&at.panel[base..][..len]).0.as_chunks().0

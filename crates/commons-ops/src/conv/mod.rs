@@ -196,9 +196,8 @@ impl Convolution {
                 x[1]
             );
         }
-        let axis = |at: usize, option: usize| {
-            axis(name, x[at], weight[at], option, options, transposed)
-        };
+        let axis =
+            |at: usize, option: usize| axis(name, x[at], weight[at], option, options, transposed);
         let unit = Axis { big: 1, small: 1, kernel: 1, stride: 1, padding: 0, dilation: 1 };
         let rows = if rank == 4 { axis(2, 0)? } else { unit };
         let cols = axis(rank - 1, 1)?;

@@ -206,17 +206,21 @@ fn pack_weights<T: Element>(
                 for cols in &plan.cols.classes {
                     let per_channel = rows.taps.len() * cols.taps.len();
                     let inputs = if side == Side::Gather { big } else { small };
-                    packed.push(PackedRows::new(range.len(), inputs * per_channel, |row, column| {
-                        let (input, tap) = (column / per_channel, column % per_channel);
-                        let tap = rows.taps[tap / cols.taps.len()].index * kernel_cols
-                            + cols.taps[tap % cols.taps.len()].index;
-                        let output = range.start + row;
-                        let (s, b) = match side {
-                            Side::Gather => (output, input),
-                            Side::Scatter => (input, output),
-                        };
-                        weight[((group * small + s) * big + b) * taps + tap]
-                    }));
+                    packed.push(PackedRows::new(
+                        range.len(),
+                        inputs * per_channel,
+                        |row, column| {
+                            let (input, tap) = (column / per_channel, column % per_channel);
+                            let tap = rows.taps[tap / cols.taps.len()].index * kernel_cols
+                                + cols.taps[tap % cols.taps.len()].index;
+                            let output = range.start + row;
+                            let (s, b) = match side {
+                                Side::Gather => (output, input),
+                                Side::Scatter => (input, output),
+                            };
+                            weight[((group * small + s) * big + b) * taps + tap]
+                        },
+                    ));
                 }
             }
         }

@@ -8,7 +8,8 @@ fn values(shape: &[usize], salt: u64) -> Tensor {
     let n: usize = shape.iter().product();
     let data: Vec<f64> = (0..n as u64)
         .map(|i| {
-            let h = (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(salt * 0x1234_5678_9ABC);
+            let h =
+                (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(salt * 0x1234_5678_9ABC);
             let h = (h ^ (h >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             ((h >> 11) as f64 / (1u64 << 53) as f64) * 2.0 - 1.0
         })
@@ -83,7 +84,14 @@ struct Case {
     o: ConvOptions<2>,
 }
 
-fn case(x: [usize; 4], w: [usize; 4], s: [usize; 2], p: [usize; 2], d: [usize; 2], g: usize) -> Case {
+fn case(
+    x: [usize; 4],
+    w: [usize; 4],
+    s: [usize; 2],
+    p: [usize; 2],
+    d: [usize; 2],
+    g: usize,
+) -> Case {
     let o = ConvOptions { stride: s, padding: p, dilation: d, groups: g, output_padding: [0, 0] };
     Case { x, w, o }
 }
@@ -139,8 +147,7 @@ fn check(c: &Case, transposed: bool) {
 
     let inputs = [&x, &w, &b].map(|t| Var::from_tensor(t).unwrap());
     let grads = backward(&objective(&run(&inputs[0], &inputs[1], &inputs[2]))).unwrap();
-    let singles =
-        [&x, &w, &b].map(|t| Var::from_tensor(&t.to_dtype(DType::F32).unwrap()).unwrap());
+    let singles = [&x, &w, &b].map(|t| Var::from_tensor(&t.to_dtype(DType::F32).unwrap()).unwrap());
     let y = run(&singles[0], &singles[1], &singles[2]);
     assert_close(&name, &y, &want, 2e-5);
     let single_grads = backward(&objective(&y)).unwrap();
@@ -197,7 +204,11 @@ fn conv_transpose2d_matches_the_definition() {
 #[test]
 fn banded_and_grouped_panels_agree_with_the_definition() {
     // Too large for one panel, so it is cut into bands of rows; and a batch that shares panels.
-    for (x, w, s) in [([1, 24, 130, 90], [9, 24, 3, 3], 1), ([2, 24, 131, 90], [5, 24, 3, 3], 2), ([40, 3, 5, 5], [4, 3, 3, 3], 1)] {
+    for (x, w, s) in [
+        ([1, 24, 130, 90], [9, 24, 3, 3], 1),
+        ([2, 24, 131, 90], [5, 24, 3, 3], 2),
+        ([40, 3, 5, 5], [4, 3, 3, 3], 1),
+    ] {
         let o = ConvOptions::<2>::padded(1).strided(s);
         let (xt, wt) = (values(&x, 1), values(&w, 2));
         let want = naive(&xt, &wt, None, &o, false);
@@ -223,9 +234,16 @@ fn banded_and_grouped_panels_agree_with_the_definition() {
 #[test]
 fn one_dimensional_convolutions_are_two_dimensional_ones() {
     let (x, w, b) = (values(&[2, 4, 19], 1), values(&[6, 2, 3], 2), values(&[6], 3));
-    let o = ConvOptions { stride: [2], padding: [2], dilation: [3], groups: 2, output_padding: [0] };
+    let o =
+        ConvOptions { stride: [2], padding: [2], dilation: [3], groups: 2, output_padding: [0] };
     let y = conv1d(&x, &w, Some(&b), &o).unwrap();
-    let wide = ConvOptions { stride: [1, 2], padding: [0, 2], dilation: [1, 3], groups: 2, output_padding: [0, 0] };
+    let wide = ConvOptions {
+        stride: [1, 2],
+        padding: [0, 2],
+        dilation: [1, 3],
+        groups: 2,
+        output_padding: [0, 0],
+    };
     let want = naive(&x.unsqueeze(2).unwrap(), &w.unsqueeze(2).unwrap(), Some(&b), &wide, false);
     assert_close("conv1d", &y, &want.squeeze(2).unwrap(), 1e-13);
 
@@ -236,7 +254,9 @@ fn one_dimensional_convolutions_are_two_dimensional_ones() {
     let y = conv_transpose1d(&xv, &wv, None, &o).unwrap();
     assert_eq!(y.dims(), [2, 3, 36]);
     assert_close("candle", &y, &x.conv_transpose1d(&w, 2, 0, 4, 1, 1).unwrap(), 1e-12);
-    assert!(xv.conv_transpose1d(&wv, 2, 0, 4, 1, 1).unwrap().sum_all().unwrap().backward().is_err());
+    assert!(
+        xv.conv_transpose1d(&wv, 2, 0, 4, 1, 1).unwrap().sum_all().unwrap().backward().is_err()
+    );
     let grads = backward(&objective(&y)).unwrap();
     let d = values(&[2, 6, 9], 5);
     let along = (grads.get(&xv).unwrap() * &d).unwrap().sum_all().unwrap();

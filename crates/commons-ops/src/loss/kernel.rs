@@ -112,7 +112,8 @@ impl Rule {
                     }
                 }
                 let picked = row[id];
-                let mean = if uniform > 0.0 { simd::sum(row, |x| x) / row.len() as f32 } else { 0.0 };
+                let mean =
+                    if uniform > 0.0 { simd::sum(row, |x| x) / row.len() as f32 } else { 0.0 };
                 let slope = self.softcap.filter(|_| grad).map(|cap| (row.to_vec(), cap));
                 let log = match grad {
                     true => norm::softmax_in_place(row),

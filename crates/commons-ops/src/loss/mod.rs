@@ -36,7 +36,11 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, label_smoothing: f32) ->
     let grad = tape::tracking(&[logits]);
     let mut scores = read(logits, |x| Ok(x.to_vec()))?;
     let loss = rule.rows(&mut scores, &targets.ids, grad);
-    let found = if grad { vec![Some(Tensor::from_vec(scores, (rows, vocab), logits.device())?)] } else { vec![] };
+    let found = if grad {
+        vec![Some(Tensor::from_vec(scores, (rows, vocab), logits.device())?)]
+    } else {
+        vec![]
+    };
     tape::record_f32(Ready(found), &[logits], vec![loss as f32], ())
 }
 
@@ -180,10 +184,8 @@ pub(crate) fn targets_of(
         )
     }
     let ids = targets.flatten_all()?.to_vec1::<u32>()?;
-    if let Some((row, id)) = ids
-        .iter()
-        .enumerate()
-        .find(|&(_, &id)| id != u32::MAX && id as usize >= vocab)
+    if let Some((row, id)) =
+        ids.iter().enumerate().find(|&(_, &id)| id != u32::MAX && id as usize >= vocab)
     {
         bail!("{op}: target {id} in row {row} is outside the vocabulary of {vocab}")
     }

@@ -23,10 +23,9 @@ fn cross_entropy_agrees_with_the_definition() {
 fn linear_cross_entropy_agrees_with_the_definition() {
     let (h, w) = (randn(1, &[2, 3, 5]), randn(2, &[9, 5]));
     let targets = ids(&[0, 8, SKIP, 3, 3, 1]).reshape((2, 3)).unwrap();
-    for options in [
-        LossOptions::default(),
-        LossOptions { label_smoothing: 0.1, softcap: Some(2.0) },
-    ] {
+    for options in
+        [LossOptions::default(), LossOptions { label_smoothing: 0.1, softcap: Some(2.0) }]
+    {
         agree(
             &[&h, &w],
             |x| linear_cross_entropy(&x[0], &x[1], &targets, &options),
@@ -49,7 +48,8 @@ fn blocks_of_logits_join_up() {
     let run = |loss: Tensor| (loss.to_scalar::<f32>().unwrap(), backward(&loss).unwrap());
     let options = LossOptions::default();
     let (got, grads) = run(linear_cross_entropy(&h, &w, &targets, &options).unwrap());
-    let (want, want_grads) = run(composed::linear_cross_entropy(&h, &w, &targets, &options).unwrap());
+    let (want, want_grads) =
+        run(composed::linear_cross_entropy(&h, &w, &targets, &options).unwrap());
     assert!((got - want).abs() < 1e-4, "{got} {want}");
     for var in [&h, &w] {
         let error = distance(grads.get(var).unwrap(), want_grads.get(var).unwrap());

@@ -109,9 +109,8 @@ impl Probe {
     /// When `tokens` do not make one window.
     pub fn new(model: &Decoder, tokens: &[u32], seq_len: usize, count: usize) -> Result<Self> {
         let windows = tokens.windows(seq_len + 1).step_by(seq_len.max(1)).take(count);
-        let windows = windows
-            .map(|w| Ok(ids_tensor(&[w], &model.bank)?))
-            .collect::<Result<Vec<Tensor>>>()?;
+        let windows =
+            windows.map(|w| Ok(ids_tensor(&[w], &model.bank)?)).collect::<Result<Vec<Tensor>>>()?;
         if windows.is_empty() || seq_len == 0 {
             return Err(Error::config(
                 "calibration",

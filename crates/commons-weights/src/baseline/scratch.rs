@@ -59,10 +59,15 @@ impl ScratchConfig {
     /// # Errors
     /// When counts do not divide.
     pub fn decoder(&self) -> Result<DecoderConfig> {
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+        if self.num_attention_heads == 0
+            || !self.hidden_size.is_multiple_of(self.num_attention_heads)
+        {
             return Err(Error::config(
                 "num_attention_heads",
-                format!("{} does not divide hidden_size {}", self.num_attention_heads, self.hidden_size),
+                format!(
+                    "{} does not divide hidden_size {}",
+                    self.num_attention_heads, self.hidden_size
+                ),
             ));
         }
         let config = DecoderConfig::llama(
@@ -100,7 +105,12 @@ pub fn train_from_scratch(
     }
     let t = &config.train;
     let model = Decoder::init(shape, Seed::new(t.seed).fork("scratch", 0))?;
-    let stream = TokenStream::new(tokens.to_vec(), t.seq_len, t.batch_size, t.seed().fork("scratch-data", 0))?;
+    let stream = TokenStream::new(
+        tokens.to_vec(),
+        t.seq_len,
+        t.batch_size,
+        t.seed().fork("scratch-data", 0),
+    )?;
     let mut trainer = Trainer::new(t.clone(), &model.bank)?.stop_flag(run.stop.clone());
     if let Some(folder) = &run.folder {
         trainer = trainer.checkpoints(folder);
@@ -150,7 +160,8 @@ fn cached(config: &ScratchConfig, tokens: &[u32], folder: &Path) -> Result<Optio
         return Ok(None);
     }
     let text = commons_core::fs::read_text(&note, NOTE_LIMIT)?;
-    let same = serde_json::from_str::<MadeBy>(&text).is_ok_and(|made| made == MadeBy::new(config, tokens));
+    let same =
+        serde_json::from_str::<MadeBy>(&text).is_ok_and(|made| made == MadeBy::new(config, tokens));
     Ok(if same { Some(Bank::open(&model)?) } else { None })
 }
 
@@ -168,7 +179,12 @@ fn keep(config: &ScratchConfig, tokens: &[u32], bank: &Bank, folder: &Path) -> R
 ///
 /// # Errors
 /// As [`perplexity`].
-pub fn byte_perplexity(model: &Decoder, tokens: &[u32], context: usize, max_tokens: usize) -> Result<Perplexity> {
+pub fn byte_perplexity(
+    model: &Decoder,
+    tokens: &[u32],
+    context: usize,
+    max_tokens: usize,
+) -> Result<Perplexity> {
     let windows = Windows { context, stride: context / 2, max_tokens: Some(max_tokens) };
     Ok(perplexity(model, tokens, tokens.len(), windows, |_| {})?)
 }

@@ -16,7 +16,10 @@ const TEXT_LIMIT: u64 = 1 << 30;
 pub fn open_decoder(source: &str) -> Result<Loaded> {
     let path = Path::new(source);
     if !path.exists() {
-        return Err(Error::config("model", format!("`{source}` does not exist: give the path of a decoder")));
+        return Err(Error::config(
+            "model",
+            format!("`{source}` does not exist: give the path of a decoder"),
+        ));
     }
     Ok(Loaded::open(path)?)
 }
@@ -27,7 +30,10 @@ pub fn open_decoder(source: &str) -> Result<Loaded> {
 /// When there is no such file or it is not text.
 pub fn open_text(source: &str) -> Result<String> {
     if !Path::new(source).is_file() {
-        return Err(Error::config("text", format!("`{source}` does not exist: give the path of a text file")));
+        return Err(Error::config(
+            "text",
+            format!("`{source}` does not exist: give the path of a text file"),
+        ));
     }
     Ok(commons_core::fs::read_text(source, TEXT_LIMIT)?)
 }

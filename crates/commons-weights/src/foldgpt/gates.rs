@@ -83,7 +83,10 @@ impl GateConfig {
         ];
         for (field, v) in positive {
             if !(v.is_finite() && v > 0.) {
-                return Err(Error::config(format!("gates.{field}"), format!("{v} must be positive")));
+                return Err(Error::config(
+                    format!("gates.{field}"),
+                    format!("{v} must be positive"),
+                ));
             }
         }
         if self.epsilon_end > self.epsilon_start {
@@ -96,7 +99,10 @@ impl GateConfig {
         }
         for (field, v) in [("anneal_from", self.anneal_from), ("ramp", self.ramp)] {
             if !(0. ..=1.).contains(&v) {
-                return Err(Error::config(format!("gates.{field}"), format!("{v} is not in 0..=1")));
+                return Err(Error::config(
+                    format!("gates.{field}"),
+                    format!("{v} is not in 0..=1"),
+                ));
             }
         }
         for (field, n) in [("steps", self.steps), ("batch_size", self.batch_size)] {

@@ -239,8 +239,7 @@ pub fn fold(
         None => after.influence(),
     };
     let original = model.bank.logical()?;
-    let groups =
-        GroupPlan::choose(&after, &importance, &reduced.config, &config.groups, original)?;
+    let groups = GroupPlan::choose(&after, &importance, &reduced.config, &config.groups, original)?;
     let model = groups.apply(reduced, config.groups.norms)?;
     let model = config.tune.prepare(model, &groups, seed)?;
     Ok(Folded { model, before, after, removed, kept, gates, groups })
@@ -279,7 +278,8 @@ fn rank(
             removal::greedy(model, &probe, count, |done, _| tick("greedy removal", done, count))?
         }
         RankBy::Gates => {
-            let held_out = if config.verify { config.probe_windows * config.seq_len + 1 } else { 0 };
+            let held_out =
+                if config.verify { config.probe_windows * config.seq_len + 1 } else { 0 };
             let Some(train) = calibration.len().checked_sub(held_out) else {
                 return Err(Error::config(
                     "calibration",

@@ -139,7 +139,12 @@ impl Study {
     ///
     /// # Errors
     /// When the text is too short or the run is stopped.
-    pub fn similarity(&self, model: &Decoder, material: &Material, run: &Run) -> Result<Similarity> {
+    pub fn similarity(
+        &self,
+        model: &Decoder,
+        material: &Material,
+        run: &Run,
+    ) -> Result<Similarity> {
         let tokens = &material.train[..material.train.len().min(self.analysis_tokens)];
         Similarity::measure(model, tokens, self.seq_len, |_, _| Ok(run.check_stop()?))
     }

@@ -67,7 +67,8 @@ pub fn gate_plot(gates: &BlockGates, removed: &[usize]) -> Plot {
 
 /// Perplexity by rate and ranking.
 pub fn removal_plot(study: &Study, removals: &Removals) -> Plot {
-    let start = Plot::new("Perplexity without some blocks").x("share deleted").y("perplexity").log_y();
+    let start =
+        Plot::new("Perplexity without some blocks").x("share deleted").y("perplexity").log_y();
     Ranking::ALL.into_iter().fold(start, |plot, ranking| {
         let points = removals.points.iter().filter(|p| p.ranking == ranking);
         plot.line(ranking.key(), points.map(|p| (p.rate, p.loss.exp())).take(study.rates.len()))
@@ -101,8 +102,8 @@ pub fn stage_table(original: &Healing, healings: &[Healing]) -> Table {
         .column("tokens/s", Unit::Plain)
         .column("deleted", Unit::Plain)
         .column("groups", Unit::Plain);
-    for (name, h) in std::iter::once(("original", original))
-        .chain(healings.iter().map(|h| (h.arm.label(), h)))
+    for (name, h) in
+        std::iter::once(("original", original)).chain(healings.iter().map(|h| (h.arm.label(), h)))
     {
         let healed = (name != "original").then(|| h.after.exp());
         let (bytes, flops) = (4 * h.stored, 2 * h.active);

@@ -4,7 +4,9 @@
 use std::sync::OnceLock;
 
 use commons_core::Seed;
-use commons_nn::model::{BLOCK_MATRICES, Decoder, DecoderConfig, LayerType, ids_tensor, layer_prefix};
+use commons_nn::model::{
+    BLOCK_MATRICES, Decoder, DecoderConfig, LayerType, ids_tensor, layer_prefix,
+};
 use commons_nn::train::{At, Loss, TokenStream, TrainConfig, Trainer};
 use commons_ops::{self as ops, Device, Tensor};
 use proptest::prelude::*;
@@ -144,7 +146,8 @@ proptest! {
 fn gates_of_one_are_the_model_and_of_zero_remove() {
     let model = small(4);
     let gates = |off: &[usize]| -> Vec<Option<Tensor>> {
-        let gate = |l: &usize| Tensor::new(&[if off.contains(l) { 0f32 } else { 1. }], &Device::Cpu);
+        let gate =
+            |l: &usize| Tensor::new(&[if off.contains(l) { 0f32 } else { 1. }], &Device::Cpu);
         (0..4usize).map(|l| Some(gate(&l).unwrap())).collect()
     };
     let whole = logits(&model, &model.forward(&ids(), None).unwrap());
@@ -265,8 +268,7 @@ fn every_ranking_finds_blocks_that_do_nothing() {
     assert_eq!(sorted(least_important(&similarity.influence(), 2).unwrap()), IDLE);
     assert_eq!(sorted(greedy(model, &probe, 2, |_, _| Ok(())).unwrap()), IDLE);
     let config = GateConfig { steps: 80, batch_size: 4, seq_len: 32, ..GateConfig::default() };
-    let gates =
-        BlockGates::learn(model, &tokens, 4, &config, Seed::new(5), |_, _| Ok(())).unwrap();
+    let gates = BlockGates::learn(model, &tokens, 4, &config, Seed::new(5), |_, _| Ok(())).unwrap();
     assert_eq!(sorted(gates.lowest(2).unwrap()), IDLE, "{:?}", gates.values());
     assert_eq!(gates.polarised(0.05), 1., "{:?}", gates.values());
     let last = gates.trace().last().unwrap();
@@ -353,7 +355,8 @@ fn blocks_alone_are_tuned_by_default() {
 /// A five-block decoder whose blocks alternate between full and sliding attention.
 fn alternating() -> Decoder {
     let mut config = DecoderConfig::llama(24, 16, 5, 4, 2, 24);
-    let kind = |l: usize| if l % 2 == 0 { LayerType::FullAttention } else { LayerType::SlidingAttention };
+    let kind =
+        |l: usize| if l % 2 == 0 { LayerType::FullAttention } else { LayerType::SlidingAttention };
     config.layer_types = (0..5).map(kind).collect();
     config.sliding_window = Some(4);
     Decoder::init(config, Seed::new(1)).unwrap()
@@ -363,9 +366,8 @@ fn alternating() -> Decoder {
 fn removal_renumbers_attention_kinds_and_groups_respect_them() {
     let model = alternating();
     let short = drop_layers(&model, &[0, 1, 3, 4]).unwrap();
-    let kinds = [false, true, true, false].map(|local| {
-        if local { LayerType::SlidingAttention } else { LayerType::FullAttention }
-    });
+    let kinds = [false, true, true, false]
+        .map(|local| if local { LayerType::SlidingAttention } else { LayerType::FullAttention });
     assert_eq!(short.config.layer_types, kinds);
     assert!(GroupPlan::new(vec![pair(1)], &short.config).is_ok());
     let mixed = GroupPlan::new(vec![pair(1)], &model.config).unwrap_err().to_string();
@@ -397,7 +399,8 @@ fn impossible_requests_are_refused_with_the_limit() {
     assert!(many.contains("groups.count") && many.contains("at most 2"), "{many}");
     let low = GroupConfig { stored_share: Some(0.01), ..GroupConfig::default() };
     assert!(refuse(&with(low), &model, 64).contains("at most 2"));
-    let kinds = refuse(&with(GroupConfig { count: 1, ..GroupConfig::default() }), &alternating(), 64);
+    let kinds =
+        refuse(&with(GroupConfig { count: 1, ..GroupConfig::default() }), &alternating(), 64);
     assert!(kinds.contains("attention kinds") && kinds.contains("at most 0"), "{kinds}");
     let gates = FoldGptConfig {
         remove: 0.2,
@@ -414,6 +417,10 @@ fn impossible_requests_are_refused_with_the_limit() {
 fn smoothing_falls_log_linearly_after_a_pause() {
     let config = GateConfig { steps: 101, anneal_from: 0.5, ..GateConfig::default() };
     for (step, epsilon) in [(0, 0.1), (50, 0.1), (75, 10f64.powf(-2.5)), (100, 1e-4)] {
-        assert!((config.epsilon(step) / epsilon - 1.).abs() < 1e-9, "{step}: {}", config.epsilon(step));
+        assert!(
+            (config.epsilon(step) / epsilon - 1.).abs() < 1e-9,
+            "{step}: {}",
+            config.epsilon(step)
+        );
     }
 }

@@ -11,11 +11,11 @@ use commons_weights::{AnyCompress, Context};
 
 use crate::cli::{App, Done};
 use crate::error::Result;
+use crate::examples;
 use crate::model::{self, Cost, EMBEDDED, Loaded};
 use crate::text::{self, Division};
-use crate::work::{Opened, Policy, Work};
-use crate::examples;
 use crate::verbs::materialize::Format;
+use crate::work::{Opened, Policy, Work};
 
 use report::Plan;
 use settings::{CompressConfig, Resolved};
@@ -142,16 +142,24 @@ pub fn run(app: &App, args: &CompressArgs) -> Result<Done> {
     let bytes = corpus_bytes(config, heal);
     let division = text::divide(app, settings::data(config)?, config.eval_data.as_deref(), bytes)?;
     let record = config.record(&division)?;
-    let policy = Policy { resume: args.resume, force: args.force, folder: config.format == Format::Hf };
+    let policy =
+        Policy { resume: args.resume, force: args.force, folder: config.format == Format::Hf };
     match Work::open(&out, &record, policy)? {
         Opened::Complete => {
             app.progress.note(format!("{} is complete already: nothing to resume", out.display()));
             if app.out.json {
-                app.out.json(&crate::work::read_json::<serde_json::Value>(&out.join(report::FILE))?)?;
+                app.out
+                    .json(&crate::work::read_json::<serde_json::Value>(&out.join(report::FILE))?)?;
             }
         }
         Opened::Work(work) => {
-            let job = stages::Job { app, settings: &settings, division: &division, record: &record, out: &out };
+            let job = stages::Job {
+                app,
+                settings: &settings,
+                division: &division,
+                record: &record,
+                out: &out,
+            };
             let report = job.run(work, original)?;
             report.show(app)?;
         }
@@ -162,7 +170,9 @@ pub fn run(app: &App, args: &CompressArgs) -> Result<Done> {
 /// `MODEL-METHOD`, with the last name of a path.
 fn default_out(config: &CompressConfig) -> PathBuf {
     let model = PathBuf::from(&config.model);
-    let stem = model.file_stem().map_or_else(|| config.model.clone(), |s| s.to_string_lossy().into_owned());
+    let stem = model
+        .file_stem()
+        .map_or_else(|| config.model.clone(), |s| s.to_string_lossy().into_owned());
     let ending = if config.format == Format::Gguf { ".gguf" } else { "" };
     PathBuf::from(format!("{stem}-{}{ending}", config.method))
 }
@@ -174,9 +184,19 @@ fn corpus_bytes(config: &CompressConfig, heal: &commons_weights::heal::HealConfi
     (3 * tokens.max(config.calibration_tokens)).clamp(256 << 10, 16 << 20)
 }
 
-fn dry_run(app: &App, config: &CompressConfig, compressor: &dyn AnyCompress, original: &Loaded) -> Result<Done> {
+fn dry_run(
+    app: &App,
+    config: &CompressConfig,
+    compressor: &dyn AnyCompress,
+    original: &Loaded,
+) -> Result<Done> {
     let calibration = match settings::data(config) {
-        Ok(data) => calibration(app, config, original, &text::divide(app, data, config.eval_data.as_deref(), 256 << 10)?)?,
+        Ok(data) => calibration(
+            app,
+            config,
+            original,
+            &text::divide(app, data, config.eval_data.as_deref(), 256 << 10)?,
+        )?,
         // Methods that look at no text need none for a plan.
         Err(_) => Vec::new(),
     };
@@ -187,7 +207,12 @@ fn dry_run(app: &App, config: &CompressConfig, compressor: &dyn AnyCompress, ori
 }
 
 /// Tokens the method may look at.
-fn calibration(app: &App, config: &CompressConfig, original: &Loaded, division: &Division) -> Result<Vec<u32>> {
+fn calibration(
+    app: &App,
+    config: &CompressConfig,
+    original: &Loaded,
+    division: &Division,
+) -> Result<Vec<u32>> {
     app.stop.check()?;
     // Four bytes a token are plenty, and long texts need not be encoded whole.
     let mut end = (8 * config.calibration_tokens).min(division.train.text.len());

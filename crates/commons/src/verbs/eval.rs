@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::cli::{App, Done};
 use crate::config::{Layer, nearest, resolve};
 use crate::error::{During, Failure, Result};
+use crate::examples;
 use crate::model::{self, EMBEDDED, Loaded, Options};
-use commons_core::format::{grouped, number};
 use crate::output::Grid;
 use crate::text::{self, CORPUS};
-use crate::examples;
+use commons_core::format::{grouped, number};
 
 pub const EXAMPLES: &str = examples![
     "$ commons eval tiny",
@@ -100,8 +100,14 @@ struct TaskResult {
 /// # Errors
 /// When the model or the data cannot be read, or a setting is out of range.
 pub fn run(app: &App, args: &EvalArgs) -> Result<Done> {
-    let defaults =
-        EvalConfig { data: None, tasks: Vec::new(), questions: 50, context: None, stride: None, max_tokens: None };
+    let defaults = EvalConfig {
+        data: None,
+        tasks: Vec::new(),
+        questions: 50,
+        context: None,
+        stride: None,
+        max_tokens: None,
+    };
     let options = Options::default()
         .put("data", args.data.clone())
         .put("tasks", (!args.task.is_empty()).then(|| args.task.clone()))
@@ -112,13 +118,19 @@ pub fn run(app: &App, args: &EvalArgs) -> Result<Done> {
     let layers = Layer::all(app.global.config.as_deref(), &options, &app.global.set)?;
     let config: EvalConfig = resolve(&defaults, &layers)?;
     // Read questions before the model: a mistake in them should not cost a load.
-    let tasks = config.tasks.iter().map(|t| task(t, config.questions)).collect::<Result<Vec<_>>>()?.concat();
+    let tasks = config
+        .tasks
+        .iter()
+        .map(|t| task(t, config.questions))
+        .collect::<Result<Vec<_>>>()?
+        .concat();
     let data = match (&config.data, tasks.is_empty()) {
         (Some(name), _) => Some(name.as_str()),
         (None, true) if args.model == EMBEDDED => Some(CORPUS),
         (None, true) => {
-            return Err(Failure::usage("--data", "is missing")
-                .help("give text to measure, as in --data shakespeare or --data test.txt, or a --task"));
+            return Err(Failure::usage("--data", "is missing").help(
+                "give text to measure, as in --data shakespeare or --data test.txt, or a --task",
+            ));
         }
         (None, false) => None,
     };
@@ -136,12 +148,18 @@ pub fn run(app: &App, args: &EvalArgs) -> Result<Done> {
 fn measure_text(app: &App, loaded: &Loaded, name: &str, config: &EvalConfig) -> Result<TextResult> {
     let text = text::load(app, name, Split::Test, CORPUS_BYTES)?;
     let windows = windows(loaded, config.context, config.stride, config.max_tokens);
-    let measured = measure(app, loaded, &text, windows, "measuring", || app.stop.leave(None, &app.out))?;
+    let measured =
+        measure(app, loaded, &text, windows, "measuring", || app.stop.leave(None, &app.out))?;
     Ok(TextResult { data: text.describe(), windows, measured })
 }
 
 /// Windows that fit the model.
-pub fn windows(loaded: &Loaded, context: Option<usize>, stride: Option<usize>, max_tokens: Option<usize>) -> Windows {
+pub fn windows(
+    loaded: &Loaded,
+    context: Option<usize>,
+    stride: Option<usize>,
+    max_tokens: Option<usize>,
+) -> Windows {
     let longest = loaded.model.config.max_position_embeddings;
     let context = context.unwrap_or_else(|| Windows::default().context.min(longest));
     Windows { context, stride: stride.unwrap_or_else(|| (context / 2).max(1)), max_tokens }
@@ -176,7 +194,8 @@ fn ask(app: &App, loaded: &Loaded, name: &str, questions: &[Choice]) -> Result<C
     let (mut right, mut right_norm, mut done) = (0., 0., 0);
     for some in questions.chunks(QUESTIONS_AT_ONCE) {
         app.stop.check()?;
-        let part = multiple_choice(&loaded.model, &loaded.tokenizer, some).during(|| format!("task {name}"))?;
+        let part = multiple_choice(&loaded.model, &loaded.tokenizer, some)
+            .during(|| format!("task {name}"))?;
         right += part.accuracy * some.len() as f64;
         right_norm += part.accuracy_norm * some.len() as f64;
         done += some.len();
@@ -184,11 +203,16 @@ fn ask(app: &App, loaded: &Loaded, name: &str, questions: &[Choice]) -> Result<C
     }
     let n = questions.len().max(1) as f64;
     task.finish(&format!("questions, {:.1} % right", 100. * right / n));
-    Ok(ChoiceAccuracy { accuracy: right / n, accuracy_norm: right_norm / n, questions: questions.len() })
+    Ok(ChoiceAccuracy {
+        accuracy: right / n,
+        accuracy_norm: right_norm / n,
+        questions: questions.len(),
+    })
 }
 
 fn chance(questions: &[Choice]) -> f64 {
-    questions.iter().map(|q| 1. / q.options.len().max(1) as f64).sum::<f64>() / questions.len().max(1) as f64
+    questions.iter().map(|q| 1. / q.options.len().max(1) as f64).sum::<f64>()
+        / questions.len().max(1) as f64
 }
 
 /// The questions of a task: the corpus, one of its kinds, or a file.
@@ -205,17 +229,29 @@ fn task(name: &str, count: usize) -> Result<Vec<(String, Vec<Choice>)>> {
         let mut known: Vec<String> = Kind::ALL.iter().map(|k| k.name().to_owned()).collect();
         known.push(CORPUS.to_owned());
         let near = nearest(name, &known);
-        let help = if near.is_empty() { format!("tasks: {}, or a .jsonl file", known.join(", ")) } else { format!("did you mean {}?", near.join(" or ")) };
-        return Err(Failure::usage(format!("--task {name}"), "is neither a file nor a task of the corpus").help(help));
+        let help = if near.is_empty() {
+            format!("tasks: {}, or a .jsonl file", known.join(", "))
+        } else {
+            format!("did you mean {}?", near.join(" or "))
+        };
+        return Err(Failure::usage(
+            format!("--task {name}"),
+            "is neither a file nor a task of the corpus",
+        )
+        .help(help));
     }
-    let label = path.file_stem().map_or_else(|| name.to_owned(), |s| s.to_string_lossy().into_owned());
+    let label =
+        path.file_stem().map_or_else(|| name.to_owned(), |s| s.to_string_lossy().into_owned());
     Ok(vec![(label, questions_of(path)?)])
 }
 
 /// Questions of one kind of the corpus, from its test split.
 pub fn corpus_questions(kind: Kind, count: usize) -> Vec<Choice> {
     let questions = corpus::questions(Split::Test, kind, count);
-    questions.into_iter().map(|q| Choice { prompt: q.prompt, options: q.choices, answer: q.answer }).collect()
+    questions
+        .into_iter()
+        .map(|q| Choice { prompt: q.prompt, options: q.choices, answer: q.answer })
+        .collect()
 }
 
 fn questions_of(path: &Path) -> Result<Vec<Choice>> {
@@ -225,13 +261,17 @@ fn questions_of(path: &Path) -> Result<Vec<Choice>> {
         let place = || format!("{}: line {}", path.display(), i + 1);
         let mut reader = serde_json::Deserializer::from_str(line);
         let question: Choice = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
-            Failure::usage(format!("{}: {}", place(), e.path()), e.inner())
-                .help(r#"a line is {"prompt": TEXT, "options": [TEXT, ..], "answer": INDEX FROM 0}"#)
+            Failure::usage(format!("{}: {}", place(), e.path()), e.inner()).help(
+                r#"a line is {"prompt": TEXT, "options": [TEXT, ..], "answer": INDEX FROM 0}"#,
+            )
         })?;
         if question.answer >= question.options.len() {
             let n = question.options.len();
-            return Err(Failure::usage(format!("{}: answer", place()), format!("{} is not the index of one of {n} options", question.answer))
-                .help("indices count from 0"));
+            return Err(Failure::usage(
+                format!("{}: answer", place()),
+                format!("{} is not the index of one of {n} options", question.answer),
+            )
+            .help("indices count from 0"));
         }
         questions.push(question);
     }
@@ -252,7 +292,10 @@ fn show(app: &App, result: &Evaluation) -> Result<()> {
         grid.row(["perplexity", &number(text.measured.perplexity)]);
         grid.row(["loss", &format!("{} nats per token", number(text.measured.loss))]);
         grid.row(["bits per byte", &number(text.measured.bits_per_byte)]);
-        grid.row(["windows", &format!("{} tokens, moved by {}", text.windows.context, text.windows.stride)]);
+        grid.row([
+            "windows",
+            &format!("{} tokens, moved by {}", text.windows.context, text.windows.stride),
+        ]);
         app.out.grid(&grid)?;
     }
     if !result.tasks.is_empty() {

@@ -11,9 +11,9 @@ use serde_json::json;
 use crate::cli::{App, Done};
 use crate::config::{Layer, resolve};
 use crate::error::{Failure, Result};
+use crate::examples;
 use crate::model::{self, Options};
 use commons_core::format;
-use crate::examples;
 
 pub const EXAMPLES: &str = examples![
     "$ commons generate tiny --prompt 'sort fbda:' --greedy",
@@ -98,13 +98,13 @@ impl GenerateArgs {
         }
         let stdin = std::io::stdin();
         if stdin.is_terminal() {
-            return Err(Failure::usage("--prompt", "is missing").help("give --prompt TEXT, or pipe the prompt in"));
+            return Err(Failure::usage("--prompt", "is missing")
+                .help("give --prompt TEXT, or pipe the prompt in"));
         }
         let mut prompt = String::new();
-        stdin
-            .take(PROMPT_LIMIT)
-            .read_to_string(&mut prompt)
-            .map_err(|e| Failure::usage("standard input", format!("cannot be read as text: {e}")))?;
+        stdin.take(PROMPT_LIMIT).read_to_string(&mut prompt).map_err(|e| {
+            Failure::usage("standard input", format!("cannot be read as text: {e}"))
+        })?;
         Ok(prompt)
     }
 }
@@ -118,7 +118,11 @@ pub fn run(app: &App, args: &GenerateArgs) -> Result<Done> {
     let prompt = args.prompt()?;
     let loaded = model::load(app, &args.model)?;
     let tokenizer = &loaded.tokenizer;
-    let written = if config.chat { model::chat_prompt(&loaded, args.system.as_deref(), &prompt)? } else { prompt.clone() };
+    let written = if config.chat {
+        model::chat_prompt(&loaded, args.system.as_deref(), &prompt)?
+    } else {
+        prompt.clone()
+    };
     // A chat template writes its own first token.
     let ids = tokenizer.encode(&written, !config.chat)?;
     if ids.is_empty() {
@@ -133,15 +137,22 @@ pub fn run(app: &App, args: &GenerateArgs) -> Result<Done> {
     if !app.out.json && !config.chat {
         app.out.stream(&app.out.dim(&prompt))?;
     }
-    let new = generate(&decoder, &ids, config.max_tokens, &config.sampler, &model::stop_tokens(&loaded), |token| {
-        first.get_or_insert_with(|| began.elapsed().as_secs_f64());
-        let shown = stream.push(token).map_err(Failure::from).and_then(|piece| {
-            text.push_str(&piece);
-            if app.out.json { Ok(()) } else { app.out.stream(&piece) }
-        });
-        failure = shown.err();
-        failure.is_none() && !app.stop.raised()
-    })?;
+    let new = generate(
+        &decoder,
+        &ids,
+        config.max_tokens,
+        &config.sampler,
+        &model::stop_tokens(&loaded),
+        |token| {
+            first.get_or_insert_with(|| began.elapsed().as_secs_f64());
+            let shown = stream.push(token).map_err(Failure::from).and_then(|piece| {
+                text.push_str(&piece);
+                if app.out.json { Ok(()) } else { app.out.stream(&piece) }
+            });
+            failure = shown.err();
+            failure.is_none() && !app.stop.raised()
+        },
+    )?;
     if let Some(failure) = failure {
         return Err(failure);
     }

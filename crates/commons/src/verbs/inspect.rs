@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::Args;
-use commons_nn::bank::{PLAN_KEY, PART, SharingPlan};
+use commons_nn::bank::{PART, PLAN_KEY, SharingPlan};
 use commons_nn::format::folder::CONFIG_FILE;
 use commons_nn::format::gguf::Gguf;
 use commons_nn::format::safetensors::{Checkpoint, Dtype};
@@ -15,10 +15,10 @@ use serde_json::{Map, Value};
 
 use crate::cli::{App, Done};
 use crate::error::{During, Result};
-use crate::model::Sources;
-use commons_core::format::{bytes, grouped};
-use crate::output::Grid;
 use crate::examples;
+use crate::model::Sources;
+use crate::output::Grid;
+use commons_core::format::{bytes, grouped};
 
 pub use sharing::{Line, describe};
 
@@ -121,7 +121,8 @@ fn gguf_of(path: &Path) -> Result<Option<Gguf>> {
         return Ok(None);
     }
     let entries = std::fs::read_dir(path).map_err(commons_core::Error::io("list", path))?;
-    let files: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_gguf(p)).collect();
+    let files: Vec<_> =
+        entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_gguf(p)).collect();
     match files.as_slice() {
         [only] => Ok(Some(Gguf::open(only)?)),
         _ => Ok(None),
@@ -162,11 +163,15 @@ fn inspect_safetensors(path: &Path) -> Result<Inspection> {
         })
         .collect();
     let plan = match checkpoint.metadata().get(PLAN_KEY) {
-        Some(json) => SharingPlan::from_json(json).during(|| format!("{}: {PLAN_KEY}", path.display()))?,
+        Some(json) => {
+            SharingPlan::from_json(json).during(|| format!("{}: {PLAN_KEY}", path.display()))?
+        }
         None => SharingPlan::default(),
     };
-    let beside = if path.is_dir() { path.join(CONFIG_FILE) } else { path.with_file_name(CONFIG_FILE) };
-    let architecture = if beside.is_file() { outline(&read_object(&beside)?) } else { BTreeMap::new() };
+    let beside =
+        if path.is_dir() { path.join(CONFIG_FILE) } else { path.with_file_name(CONFIG_FILE) };
+    let architecture =
+        if beside.is_file() { outline(&read_object(&beside)?) } else { BTreeMap::new() };
     let kind = match (&adapter, path.is_dir()) {
         (Some(_), _) => "PEFT adapter folder",
         (None, true) => "Hugging Face folder",
@@ -195,7 +200,10 @@ fn outline(config: &Map<String, Value>) -> BTreeMap<&'static str, Value> {
         "vocab_size",
         "max_position_embeddings",
     ];
-    FIELDS.iter().filter_map(|&f| Some((f, config.get(f).filter(|v| !v.is_null())?.clone()))).collect()
+    FIELDS
+        .iter()
+        .filter_map(|&f| Some((f, config.get(f).filter(|v| !v.is_null())?.clone())))
+        .collect()
 }
 
 impl Inspection {
@@ -217,7 +225,8 @@ impl Inspection {
         };
         let parameters = logical_parameters(&tensors, plan);
         let per_parameter = stored.bytes as f64 / stored.parameters.max(1) as f64;
-        let logical = Count { parameters, bytes: (parameters as f64 * per_parameter).round() as u64 };
+        let logical =
+            Count { parameters, bytes: (parameters as f64 * per_parameter).round() as u64 };
         let shapes = tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
         Self {
             path: path.display().to_string(),
@@ -237,8 +246,10 @@ impl Inspection {
 /// Parameters of the weights as a plain checkpoint holds them; see
 /// [`Bank::logical`](commons_nn::bank::Bank::logical), which needs the tensors themselves.
 fn logical_parameters(tensors: &[Tensor], plan: &SharingPlan) -> u64 {
-    let size: BTreeMap<&str, u64> = tensors.iter().map(|t| (t.name.as_str(), t.parameters())).collect();
-    let own = tensors.iter().filter(|t| !t.name.starts_with(PART)).map(Tensor::parameters).sum::<u64>();
+    let size: BTreeMap<&str, u64> =
+        tensors.iter().map(|t| (t.name.as_str(), t.parameters())).collect();
+    let own =
+        tensors.iter().filter(|t| !t.name.starts_with(PART)).map(Tensor::parameters).sum::<u64>();
     let made: u64 = plan
         .iter()
         .filter(|(name, _)| !size.contains_key(name))
@@ -252,7 +263,9 @@ fn show(app: &App, i: &Inspection) -> Result<()> {
     let mut grid = Grid::new(&["", ""]);
     grid.row(["path", &i.path]);
     grid.row(["kind", i.kind]);
-    let field = |key: &str| i.architecture.get(key).map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
+    let field = |key: &str| {
+        i.architecture.get(key).map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+    };
     if let Some(model_type) = field("model_type") {
         grid.row(["architecture", &model_type]);
     }
@@ -285,10 +298,15 @@ fn show(app: &App, i: &Inspection) -> Result<()> {
     };
     grid.row(["dtype", &dtypes.join(", ")]);
     grid.row(["tensors", &grouped(i.count as i64)]);
-    let count = |c: Count| format!("{} parameters, {}", grouped(c.parameters as i64), bytes(c.bytes));
+    let count =
+        |c: Count| format!("{} parameters, {}", grouped(c.parameters as i64), bytes(c.bytes));
     grid.row(["stored", &count(i.stored)]);
     let ratio = i.stored.parameters as f64 / i.logical.parameters.max(1) as f64;
-    let saved = if i.sharing.is_empty() { String::new() } else { format!(" ({:.1} % of it stored)", 100. * ratio) };
+    let saved = if i.sharing.is_empty() {
+        String::new()
+    } else {
+        format!(" ({:.1} % of it stored)", 100. * ratio)
+    };
     grid.row(["logical", &format!("{}{saved}", count(i.logical))]);
     app.out.grid(&grid)?;
     show_sharing(app, &i.sharing)?;
@@ -314,7 +332,12 @@ pub fn show_sharing(app: &App, lines: &[Line]) -> Result<()> {
     app.out.text("")?;
     let mut grid = Grid::new(&["sharing", ">weights", "which", "how"]);
     for line in lines {
-        grid.row([line.kind.to_owned(), grouped(line.weights as i64), line.which.clone(), line.how.clone()]);
+        grid.row([
+            line.kind.to_owned(),
+            grouped(line.weights as i64),
+            line.which.clone(),
+            line.how.clone(),
+        ]);
     }
     app.out.grid(&grid)
 }

@@ -10,10 +10,7 @@ use crate::evidence::{Verdicts, methods, published};
 use crate::examples;
 use crate::output::Grid;
 
-pub const EXAMPLES: &str = examples![
-    "$ commons list",
-    "$ commons list --json",
-];
+pub const EXAMPLES: &str = examples!["$ commons list", "$ commons list --json",];
 
 /// Options of `list`.
 #[derive(Debug, Args)]
@@ -57,7 +54,8 @@ pub fn run(app: &App, _: &ListArgs) -> Result<Done> {
     }
     app.out.grid(&grid)?;
     app.out.text("")?;
-    let hint = "commons papers METHOD shows its card, commons run METHOD --recipe smoke measures it";
+    let hint =
+        "commons papers METHOD shows its card, commons run METHOD --recipe smoke measures it";
     app.out.text(&app.out.dim(hint))?;
     Ok(Done::Well)
 }

@@ -10,9 +10,9 @@ use serde_json::json;
 
 use crate::cli::{App, Done};
 use crate::error::{During, Failure, Result};
+use crate::examples;
 use crate::model::{self, Target};
 use commons_core::format;
-use crate::examples;
 
 pub const EXAMPLES: &str = examples![
     "# a Hugging Face folder for transformers",
@@ -79,7 +79,13 @@ impl Dtype {
 
 impl MaterializeArgs {
     fn format(&self) -> Format {
-        let by_name = || if self.out.extension().is_some_and(|e| e == "gguf") { Format::Gguf } else { Format::Hf };
+        let by_name = || {
+            if self.out.extension().is_some_and(|e| e == "gguf") {
+                Format::Gguf
+            } else {
+                Format::Hf
+            }
+        };
         self.format.unwrap_or_else(by_name)
     }
 
@@ -118,7 +124,8 @@ pub fn run(app: &App, args: &MaterializeArgs) -> Result<Done> {
     let loaded = model::load(app, &args.model)?;
     let task = app.progress.task("writing", 0);
     task.update(0, &args.out.display().to_string());
-    target.write(|path| loaded.save(path, format).during(|| format!("writing {}", path.display())))?;
+    target
+        .write(|path| loaded.save(path, format).during(|| format!("writing {}", path.display())))?;
     drop(task);
     let bytes = model::size_on_disk(&args.out)?;
     let (stored, logical) = (loaded.model.bank.stored(), loaded.model.bank.logical()?);

@@ -90,9 +90,13 @@ fn card(app: &App, method: &dyn Method) -> String {
         field("", &format!("  {}", measured(result.as_ref(), claim.id)));
     }
     if let Some(result) = &result {
-        field("measured", &format!("{}, recipe {}", result.date, result.recipe.as_deref().unwrap_or("none")));
+        field(
+            "measured",
+            &format!("{}, recipe {}", result.date, result.recipe.as_deref().unwrap_or("none")),
+        );
     }
-    let recipes: Vec<String> = method.recipes().iter().map(|r| format!("{} ({})", r.name, r.about)).collect();
+    let recipes: Vec<String> =
+        method.recipes().iter().map(|r| format!("{} ({})", r.name, r.about)).collect();
     field("recipes", &recipes.join(", "));
     field("run", &format!("commons run {} --recipe smoke", paper.slug));
     lines.join("\n")
@@ -103,7 +107,10 @@ fn measured(result: Option<&RunResult>, id: &str) -> String {
         return "not measured yet".into();
     };
     let value = claim.measured.map_or_else(|| "nothing".to_owned(), format::number);
-    let against = claim.baseline.as_ref().map_or_else(String::new, |b| format!(" against {}", format::number(b.value)));
+    let against = claim
+        .baseline
+        .as_ref()
+        .map_or_else(String::new, |b| format!(" against {}", format::number(b.value)));
     let reason = claim.reason.as_ref().map_or_else(String::new, |r| format!(": {r}"));
     format!("measured: {value}{against}, {}{reason}", claim.verdict)
 }

@@ -67,20 +67,28 @@ fn list(app: &App, hub: &Hub) -> Result<Done> {
         let manifest = hub.manifest(entry.kind, entry.name);
         let size = manifest.map(|m| m.files.values().map(|f| f.bytes).sum::<u64>());
         let kind = if entry.kind == Kind::Model { "model" } else { "data" };
-        let cached = size.map(|s| bytes(s as f64)).unwrap_or_else(|| "-".into());
+        let cached = size.map(bytes).unwrap_or_else(|| "-".into());
         grid.row([entry.name, kind, &cached, entry.licence, entry.title]);
         rows.push(json!({
             "name": entry.name, "kind": kind, "licence": entry.licence, "title": entry.title,
             "cached_bytes": size, "path": hub.cached(entry.kind, entry.name),
         }));
     }
-    if app.global.json { app.out.json(&rows)? } else { app.out.grid(&grid)? }
+    if app.global.json {
+        app.out.json(&rows)?
+    } else {
+        app.out.grid(&grid)?
+    }
     Ok(Done::Well)
 }
 
 /// A name of the registry says what it stands for; anything else is taken for a model.
 fn kind_of(name: &str) -> Kind {
-    if find(Kind::Model, name).is_none() && find(Kind::Data, name).is_some() { Kind::Data } else { Kind::Model }
+    if find(Kind::Model, name).is_none() && find(Kind::Data, name).is_some() {
+        Kind::Data
+    } else {
+        Kind::Model
+    }
 }
 
 fn hub(app: &App) -> Hub {

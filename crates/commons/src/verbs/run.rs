@@ -61,7 +61,8 @@ pub fn run(app: &App, args: &RunArgs) -> Result<Done> {
         stop: app.stop.inner(),
         ..RunOptions::new(&args.runs, SystemTime::now())
     };
-    let result = method.run(&source, options).map_err(Failure::from).during(|| format!("running {slug}"))?;
+    let result =
+        method.run(&source, options).map_err(Failure::from).during(|| format!("running {slug}"))?;
     let folder = newest_run(&args.runs, slug).map(|(folder, _)| folder);
     show(app, &result, folder)?;
     let failed = result.failed().next().is_some();

@@ -20,15 +20,15 @@ use serde_json::{Value, json};
 use crate::cli::{App, Done};
 use crate::config::{Layer, nearest, resolve};
 use crate::error::{During, Failure, Result};
+use crate::examples;
 use crate::model::{self, Loaded, Options, size_on_disk};
-use commons_core::format::{bytes, grouped, number};
 use crate::output::Grid;
 use crate::progress::Steps;
 use crate::signals::resume_command;
 use crate::text::{self, CORPUS, Division};
 use crate::verbs::eval::{measure, windows};
 use crate::work::{Opened, Policy, SETTINGS, Work, read_json};
-use crate::examples;
+use commons_core::format::{bytes, grouped, number};
 
 pub const EXAMPLES: &str = examples![
     "# a small model on the embedded corpus",
@@ -110,7 +110,13 @@ pub struct TrainArgs {
     #[arg(long, value_name = "X", help_heading = "Adapters", requires = "lora_rank")]
     pub lora_alpha: Option<f32>,
     /// Modules that get adapters [default: all seven matrices of a layer]
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "Adapters", requires = "lora_rank")]
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        help_heading = "Adapters",
+        requires = "lora_rank"
+    )]
     pub target_modules: Vec<String>,
 }
 
@@ -166,7 +172,8 @@ struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let target_modules = BLOCK_MATRICES.iter().filter_map(|m| module_of(m)).map(str::to_owned).collect();
+        let target_modules =
+            BLOCK_MATRICES.iter().filter_map(|m| module_of(m)).map(str::to_owned).collect();
         Self {
             arch: None,
             model: None,
@@ -210,7 +217,12 @@ struct Report {
 /// stopped it.
 pub fn run(app: &App, args: &TrainArgs) -> Result<Done> {
     let settings = settings(app, args)?;
-    let division = text::divide(app, &settings.data, settings.eval_data.as_deref(), corpus_bytes(&settings.train))?;
+    let division = text::divide(
+        app,
+        &settings.data,
+        settings.eval_data.as_deref(),
+        corpus_bytes(&settings.train),
+    )?;
     let out = args.out.clone().unwrap_or_else(|| default_out(&settings));
     let record = record(&settings, &division)?;
     let policy = Policy { resume: args.resume, force: args.force, folder: true };
@@ -246,28 +258,43 @@ fn settings(app: &App, args: &TrainArgs) -> Result<Settings> {
         .put("train.optimizer.weight_decay", args.weight_decay)
         .put("lora.rank", args.lora_rank)
         .put("lora.alpha", args.lora_alpha)
-        .put("lora.target_modules", (!args.target_modules.is_empty()).then(|| args.target_modules.clone()));
+        .put(
+            "lora.target_modules",
+            (!args.target_modules.is_empty()).then(|| args.target_modules.clone()),
+        );
     let layers = Layer::all(app.global.config.as_deref(), &options, &app.global.set)?;
     let mut settings: Settings = resolve(&Settings::default(), &layers)?;
     settings.train.check()?;
     if settings.train.save_steps == 0 {
         settings.train.save_steps = settings.train.steps.div_ceil(CHECKPOINTS).max(1);
     }
-    let modules: Vec<String> = BLOCK_MATRICES.iter().filter_map(|m| module_of(m)).map(str::to_owned).collect();
+    let modules: Vec<String> =
+        BLOCK_MATRICES.iter().filter_map(|m| module_of(m)).map(str::to_owned).collect();
     if let Some(unknown) = settings.lora.target_modules.iter().find(|m| !modules.contains(m)) {
         let near = nearest(unknown, &modules);
-        let help = if near.is_empty() { format!("modules: {}", modules.join(", ")) } else { format!("did you mean {}?", near.join(" or ")) };
-        return Err(Failure::usage("--target-modules", format!("`{unknown}` is not a module of a layer")).help(help));
+        let help = if near.is_empty() {
+            format!("modules: {}", modules.join(", "))
+        } else {
+            format!("did you mean {}?", near.join(" or "))
+        };
+        return Err(Failure::usage(
+            "--target-modules",
+            format!("`{unknown}` is not a module of a layer"),
+        )
+        .help(help));
     }
     if settings.model.is_none() && settings.lora.rank > 0 {
-        return Err(Failure::usage("lora.rank", "adapters on a new model train nothing else").help("give the model to adapt with --model"));
+        return Err(Failure::usage("lora.rank", "adapters on a new model train nothing else")
+            .help("give the model to adapt with --model"));
     }
     Ok(settings)
 }
 
 fn default_out(settings: &Settings) -> PathBuf {
     let from = settings.model.as_deref().or(settings.arch.as_deref()).unwrap_or(arch::DEFAULT);
-    let stem = Path::new(from).file_stem().map_or_else(|| from.to_owned(), |s| s.to_string_lossy().into_owned());
+    let stem = Path::new(from)
+        .file_stem()
+        .map_or_else(|| from.to_owned(), |s| s.to_string_lossy().into_owned());
     PathBuf::from(format!("{stem}-trained"))
 }
 
@@ -278,7 +305,8 @@ fn corpus_bytes(t: &TrainConfig) -> usize {
 }
 
 fn record(settings: &Settings, division: &Division) -> Result<Value> {
-    let mut record = serde_json::to_value(settings).map_err(|e| Failure::failed(format!("settings: {e}")))?;
+    let mut record =
+        serde_json::to_value(settings).map_err(|e| Failure::failed(format!("settings: {e}")))?;
     record["verb"] = "train".into();
     record["commons"] = env!("CARGO_PKG_VERSION").into();
     record["train_text"] = division.train.digest().into();
@@ -332,7 +360,14 @@ fn train(
     let loaded = start(app, settings)?;
     let leave = || app.stop.leave(Some(resume_command()), &app.out);
     let score = |what: &str| {
-        measure(app, &loaded, &division.test, windows(&loaded, None, None, Some(EVAL_TOKENS)), what, leave)
+        measure(
+            app,
+            &loaded,
+            &division.test,
+            windows(&loaded, None, None, Some(EVAL_TOKENS)),
+            what,
+            leave,
+        )
     };
     let before = match settings.model {
         Some(_) => Some(work.stage("before", || score("before"))?),
@@ -372,14 +407,21 @@ fn train(
 }
 
 /// Trains, going on from the newest checkpoint. Returns the loss of every step.
-fn steps(app: &App, settings: &Settings, division: &Division, loaded: &Loaded, work: &Work) -> Result<Vec<f64>> {
+fn steps(
+    app: &App,
+    settings: &Settings,
+    division: &Division,
+    loaded: &Loaded,
+    work: &Work,
+) -> Result<Vec<f64>> {
     let t = &settings.train;
     let tokens = loaded.tokenizer.encode(&division.train.text, false)?;
     let stream = TokenStream::new(tokens, t.seq_len, t.batch_size, t.seed().fork("data", 0))
         .during(|| format!("cutting {} into sequences", division.train.origin))?;
     let bank = &loaded.model.bank;
-    let mut trainer =
-        Trainer::new(t.clone(), bank)?.checkpoints(work.path("checkpoints")).stop_flag(app.stop.flag());
+    let mut trainer = Trainer::new(t.clone(), bank)?
+        .checkpoints(work.path("checkpoints"))
+        .stop_flag(app.stop.flag());
     let done = trainer.resume(Resume::Latest)?;
     if done > 0 {
         app.progress.note(format!("going on after step {done} of {}", t.steps));
@@ -417,7 +459,8 @@ fn write_adapter(settings: &Settings, loaded: &Loaded, folder: &Path) -> Result<
             pairs.insert(module.to_owned(), LoraPair { a: factor(&term.a)?, b: factor(&term.b)? });
         }
     }
-    let mut config = PeftConfig::new(lora.rank, f64::from(lora.alpha()), lora.target_modules.clone());
+    let mut config =
+        PeftConfig::new(lora.rank, f64::from(lora.alpha()), lora.target_modules.clone());
     config.base_model_name_or_path = settings.model.clone();
     create_folder(folder)?;
     Ok(Adapter { config, pairs, saved: BTreeMap::new() }.save(folder)?)
@@ -428,8 +471,14 @@ fn show(app: &App, r: &Report) -> Result<()> {
         return app.out.json(r);
     }
     let mut grid = Grid::new(&["", ""]);
-    grid.row(["parameters", &format!("{} stored, {} trained", grouped(r.stored as i64), grouped(r.trainable as i64))]);
-    grid.row(["steps", &format!("{}, {} tokens", grouped(r.steps as i64), grouped(r.tokens as i64))]);
+    grid.row([
+        "parameters",
+        &format!("{} stored, {} trained", grouped(r.stored as i64), grouped(r.trainable as i64)),
+    ]);
+    grid.row([
+        "steps",
+        &format!("{}, {} tokens", grouped(r.steps as i64), grouped(r.tokens as i64)),
+    ]);
     grid.row(["loss", &format!("{} → {}", number(r.first_loss), number(r.last_loss))]);
     let before = r.before.map_or_else(String::new, |b| format!("{} → ", number(b.perplexity)));
     grid.row(["held-out perplexity", &format!("{before}{}", number(r.after.perplexity))]);

@@ -3,8 +3,18 @@
 use crate::Place;
 
 const VERBS: [&str; 12] = [
-    "pull", "inspect", "materialize", "eval", "generate", "train", "compress", "list", "run", "papers",
-    "completions", "man",
+    "pull",
+    "inspect",
+    "materialize",
+    "eval",
+    "generate",
+    "train",
+    "compress",
+    "list",
+    "run",
+    "papers",
+    "completions",
+    "man",
 ];
 
 #[test]
@@ -12,7 +22,11 @@ fn every_verb_explains_itself_and_fits_the_terminal() {
     let place = Place::new();
     for verb in VERBS {
         let help = place.ok(&format!("{verb} --help"));
-        assert!(help.out.contains("Examples:") && help.out.contains("Global options:"), "{}", help.out);
+        assert!(
+            help.out.contains("Examples:") && help.out.contains("Global options:"),
+            "{}",
+            help.out
+        );
         let longest = help.out.lines().map(|l| l.chars().count()).max().unwrap();
         assert!(longest <= 110, "{verb}: a line of {longest} columns");
     }

@@ -11,10 +11,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts `line` and kills it as soon as `checkpoint` exists. Panics if it ends before.
 fn killed_at(place: &Place, line: &str, checkpoint: &str) {
-    let mut child = place.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child =
+        place.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let began = Instant::now();
     while !place.path(checkpoint).exists() {
-        assert!(child.try_wait().unwrap().is_none(), "commons {line} ended before {checkpoint} appeared");
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "commons {line} ended before {checkpoint} appeared"
+        );
         assert!(began.elapsed() < PATIENCE, "no {checkpoint}");
         sleep(Duration::from_millis(2));
     }
@@ -27,7 +31,9 @@ fn training_goes_on_after_a_kill() {
     let place = Place::new();
     place.text("t.txt", 300);
     let line = |out: &str| {
-        format!("train --arch nano --data t.txt --steps 400 --save-steps 10 --batch-size 2 --seq-len 32 -o {out}")
+        format!(
+            "train --arch nano --data t.txt --steps 400 --save-steps 10 --batch-size 2 --seq-len 32 -o {out}"
+        )
     };
     killed_at(&place, &line("m"), "m.work/checkpoints/step-000010");
     assert!(!place.path("m").exists(), "nothing stands under the name of the result");
@@ -35,7 +41,10 @@ fn training_goes_on_after_a_kill() {
     place.refused(&format!("{} --resume --lr 0.5", line("m")), &["learning_rate"]);
     place.ok(&format!("{} --resume", line("m")));
     place.ok(&line("whole"));
-    assert_eq!(bytes(place.path("m/model.safetensors")), bytes(place.path("whole/model.safetensors")));
+    assert_eq!(
+        bytes(place.path("m/model.safetensors")),
+        bytes(place.path("whole/model.safetensors"))
+    );
     assert_eq!(bytes(place.path("m/commons.json")), bytes(place.path("whole/commons.json")));
     assert!(!place.path("m.work").exists());
     assert!(place.ok(&format!("{} --resume", line("m"))).err.contains("complete already"));
@@ -58,7 +67,11 @@ fn compression_goes_on_after_kills_in_different_stages() {
     place.ok(&format!("{} --resume", line("c")));
     place.ok(&line("whole"));
     for file in ["model.safetensors", "config.json", "commons.json", "tokenizer.json"] {
-        assert_eq!(bytes(place.path("c").join(file)), bytes(place.path("whole").join(file)), "{file}");
+        assert_eq!(
+            bytes(place.path("c").join(file)),
+            bytes(place.path("whole").join(file)),
+            "{file}"
+        );
     }
     assert!(!place.path("c.work").exists());
 }

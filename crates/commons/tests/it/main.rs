@@ -65,7 +65,8 @@ impl Place {
     /// Runs a command that must succeed with `--json` and parses what it wrote.
     fn json(&self, line: &str) -> Value {
         let ran = self.ok(&format!("{line} --json"));
-        serde_json::from_str(&ran.out).unwrap_or_else(|e| panic!("commons {line}: {e}\n{}", ran.out))
+        serde_json::from_str(&ran.out)
+            .unwrap_or_else(|e| panic!("commons {line}: {e}\n{}", ran.out))
     }
 
     /// Runs a command that must be refused as bad usage, with every one of `words` in the message.
@@ -87,14 +88,17 @@ impl Place {
         config.max_position_embeddings = 64;
         let model = Decoder::init(config, Seed::new(7)).unwrap();
         let path = self.path(name);
-        Loaded { model, tokenizer, path: path.clone() }.save(&path, SaveFormat::HuggingFace(DType::F32)).unwrap();
+        Loaded { model, tokenizer, path: path.clone() }
+            .save(&path, SaveFormat::HuggingFace(DType::F32))
+            .unwrap();
         path
     }
 
     /// A text of `lines` different lines.
     fn text(&self, name: &str, lines: usize) -> PathBuf {
         let mut rng = Seed::new(lines as u64).rng();
-        let words = ["the", "cup", "was", "red", "and", "Ann", "gave", "it", "to", "Ben", "at", "noon"];
+        let words =
+            ["the", "cup", "was", "red", "and", "Ann", "gave", "it", "to", "Ben", "at", "noon"];
         let line = |i: usize, rng: &mut commons_core::Rng| {
             let picked: Vec<&str> = (0..9).map(|_| *rng.choose(&words).unwrap()).collect();
             format!("line {i}: {}.\n", picked.join(" "))
@@ -118,7 +122,11 @@ impl Place {
 impl From<Output> for Ran {
     fn from(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
     }
 }
 

@@ -12,7 +12,9 @@ fn inspect_shows_counts_and_tensors() {
     let tensors = json["tensors"].as_array().unwrap();
     let parameters: u64 = tensors
         .iter()
-        .map(|t| t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product::<u64>())
+        .map(|t| {
+            t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product::<u64>()
+        })
         .sum();
     assert_eq!(json["stored"]["parameters"], parameters);
     assert_eq!(json["stored"]["bytes"], 4 * parameters);
@@ -81,7 +83,8 @@ fn generation_is_repeatable_and_takes_a_pipe() {
 fn the_embedded_model_answers_better_than_chance() {
     let json = Place::new().json("eval tiny --task copy --task sort --questions 12");
     for task in json["tasks"].as_array().unwrap() {
-        let (right, chance) = (task["accuracy"].as_f64().unwrap(), task["chance"].as_f64().unwrap());
+        let (right, chance) =
+            (task["accuracy"].as_f64().unwrap(), task["chance"].as_f64().unwrap());
         assert!(right > chance + 0.2, "{task}");
     }
 }
@@ -92,7 +95,10 @@ fn questions_come_from_a_file() {
     let line = "{\"prompt\": \"2+2=\", \"options\": [\"3\", \"4\", \"5\"], \"answer\": 1}\n";
     std::fs::write(place.path("q.jsonl"), line.repeat(3)).unwrap();
     let json = place.json("eval tiny --task q.jsonl");
-    assert_eq!((&json["tasks"][0]["task"], &json["tasks"][0]["questions"]), (&"q".into(), &3.into()));
+    assert_eq!(
+        (&json["tasks"][0]["task"], &json["tasks"][0]["questions"]),
+        (&"q".into(), &3.into())
+    );
     assert!(json["text"].is_null(), "no text was asked for");
 }
 
@@ -102,7 +108,8 @@ fn the_seed_and_threads_do_not_change_a_measurement() {
     place.model("m", 2);
     place.text("t.txt", 40);
     let measure = |threads: &str| {
-        let json = place.json(&format!("eval m --data t.txt --context 32 --max-tokens 200 {threads}"));
+        let json =
+            place.json(&format!("eval m --data t.txt --context 32 --max-tokens 200 {threads}"));
         json["text"]["loss"].as_f64().unwrap().to_bits()
     };
     // The helper passes --threads 2; a file cannot, so the first run is the reference.

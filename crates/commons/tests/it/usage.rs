@@ -22,7 +22,10 @@ fn an_unknown_key_is_named_with_near_ones() {
     place.refused("eval tiny --set contxt=3", &["contxt", "`context`"]);
     place.refused("eval tiny --set context", &["has no `=`"]);
     fs::write(place.path("c.toml"), "[train]\nsteps = 3\nlearnig_rate = 1\n").unwrap();
-    place.refused("train --config c.toml", &["c.toml", "train.learnig_rate", "`train.learning_rate`"]);
+    place.refused(
+        "train --config c.toml",
+        &["c.toml", "train.learnig_rate", "`train.learning_rate`"],
+    );
     fs::write(place.path("c.toml"), "a = \nb = 1\n").unwrap();
     place.refused("train --config c.toml", &["c.toml: line 1"]);
     place.refused("train --set train.steps=many", &["`train.steps`", "many"]);
@@ -32,9 +35,18 @@ fn an_unknown_key_is_named_with_near_ones() {
 #[test]
 fn wrong_method_options_say_what_works() {
     let place = Place::new();
-    place.refused("compress --method relaxd-recursive", &["relaxd-recursive", "did you mean `relaxed-recursive`"]);
-    place.refused("compress --method foldgpt --loops 2", &["--loops", "`foldgpt` has no such option", "--method relaxed-recursive"]);
-    place.refused("compress --remove 0.2", &["--remove", "`relaxed-recursive` has no such option", "--method foldgpt"]);
+    place.refused(
+        "compress --method relaxd-recursive",
+        &["relaxd-recursive", "did you mean `relaxed-recursive`"],
+    );
+    place.refused(
+        "compress --method foldgpt --loops 2",
+        &["--loops", "`foldgpt` has no such option", "--method relaxed-recursive"],
+    );
+    place.refused(
+        "compress --remove 0.2",
+        &["--remove", "`relaxed-recursive` has no such option", "--method foldgpt"],
+    );
     place.model("m", 4);
     place.text("t.txt", 200);
     place.refused("compress --model m --data t.txt --loops 3 -o out", &["loops", "3", "[1, 2, 4]"]);
@@ -87,9 +99,15 @@ fn outputs_in_the_way_are_not_replaced() {
 #[test]
 fn questions_and_text_are_checked_before_the_model_is_loaded() {
     let place = Place::new();
-    fs::write(place.path("q.jsonl"), "{\"prompt\": \"a\", \"options\": [\"b\"], \"answer\": 1}\n").unwrap();
-    place.refused("eval nowhere --task q.jsonl", &["q.jsonl: line 1: answer", "1 is not the index"]);
-    fs::write(place.path("q.jsonl"), "\n{\"prompt\": \"a\", \"options\": [\"b\"], \"answer\": \"b\"}\n").unwrap();
+    fs::write(place.path("q.jsonl"), "{\"prompt\": \"a\", \"options\": [\"b\"], \"answer\": 1}\n")
+        .unwrap();
+    place
+        .refused("eval nowhere --task q.jsonl", &["q.jsonl: line 1: answer", "1 is not the index"]);
+    fs::write(
+        place.path("q.jsonl"),
+        "\n{\"prompt\": \"a\", \"options\": [\"b\"], \"answer\": \"b\"}\n",
+    )
+    .unwrap();
     place.refused("eval nowhere --task q.jsonl", &["q.jsonl: line 2: answer"]);
     place.refused("eval nowhere --task sorting", &["sorting", "tasks:"]);
     fs::write(place.path("latin1.txt"), [b'a', 0xe4, b'b']).unwrap();

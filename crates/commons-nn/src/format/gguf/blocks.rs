@@ -149,11 +149,7 @@ fn blocks<const BYTES: usize, const LEN: usize>(
     out: &mut [f32],
     decode: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
 ) {
-    let pairs = bytes
-        .as_chunks::<BYTES>()
-        .0
-        .iter()
-        .zip(out.as_chunks_mut::<LEN>().0);
+    let pairs = bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<LEN>().0);
     for (block, out) in pairs {
         decode(block, out);
     }
@@ -233,11 +229,7 @@ fn scale_and_offset(packed: &[u8], j: usize) -> (f32, f32) {
 fn q4_k(block: &[u8; 144], out: &mut [f32; QK_K]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     let (packed, quants) = (&block[4..16], &block[16..]);
-    for (j, (out, q)) in out
-        .chunks_exact_mut(64)
-        .zip(quants.chunks_exact(32))
-        .enumerate()
-    {
+    for (j, (out, q)) in out.chunks_exact_mut(64).zip(quants.chunks_exact(32)).enumerate() {
         let (s1, o1) = scale_and_offset(packed, 2 * j);
         let (s2, o2) = scale_and_offset(packed, 2 * j + 1);
         let (low, high) = out.split_at_mut(32);
@@ -252,11 +244,7 @@ fn q4_k(block: &[u8; 144], out: &mut [f32; QK_K]) {
 fn q5_k(block: &[u8; 176], out: &mut [f32; QK_K]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     let (packed, fifth, quants) = (&block[4..16], &block[16..48], &block[48..]);
-    for (j, (out, q)) in out
-        .chunks_exact_mut(64)
-        .zip(quants.chunks_exact(32))
-        .enumerate()
-    {
+    for (j, (out, q)) in out.chunks_exact_mut(64).zip(quants.chunks_exact(32)).enumerate() {
         let (s1, o1) = scale_and_offset(packed, 2 * j);
         let (s2, o2) = scale_and_offset(packed, 2 * j + 1);
         let (low, high) = out.split_at_mut(32);
@@ -279,12 +267,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; QK_K]) {
         let scales = &block[192 + 8 * n..192 + 8 * n + 8];
         let scale = |k: usize| d * f32::from(scales[k].cast_signed());
         for half in 0..2 {
-            let s = [
-                scale(half),
-                scale(half + 2),
-                scale(half + 4),
-                scale(half + 6),
-            ];
+            let s = [scale(half), scale(half + 2), scale(half + 4), scale(half + 6)];
             for i in 16 * half..16 * half + 16 {
                 let (a, b, h) = (low[i], low[i + 32], upper[i]);
                 let quants = [
@@ -311,23 +294,19 @@ pub fn quantize(kind: GgmlType, values: &[f32]) -> Result<Vec<u8>> {
     let Some(size) = kind.bytes_of(values.len()) else {
         return Err(Error::invalid(
             kind.name(),
-            format!(
-                "{} weights are not whole blocks of {}",
-                values.len(),
-                kind.block_len()
-            ),
+            format!("{} weights are not whole blocks of {}", values.len(), kind.block_len()),
         )
         .remedy("store this tensor as F16 or F32"));
     };
     let mut out = vec![0u8; size];
     match kind {
         F32 => encode_blocks::<4, 1>(values, &mut out, |v, b| *b = v[0].to_le_bytes()),
-        F16 => encode_blocks::<2, 1>(values, &mut out, |v, b| {
-            *b = f16::from_f32(v[0]).to_le_bytes()
-        }),
-        BF16 => encode_blocks::<2, 1>(values, &mut out, |v, b| {
-            *b = bf16::from_f32(v[0]).to_le_bytes()
-        }),
+        F16 => {
+            encode_blocks::<2, 1>(values, &mut out, |v, b| *b = f16::from_f32(v[0]).to_le_bytes())
+        }
+        BF16 => {
+            encode_blocks::<2, 1>(values, &mut out, |v, b| *b = bf16::from_f32(v[0]).to_le_bytes())
+        }
         Q8_0 => encode_blocks::<34, QK>(values, &mut out, encode_q8_0),
         _ => {
             return Err(Error::invalid(kind.name(), "cannot be written")
@@ -342,18 +321,14 @@ fn encode_blocks<const BYTES: usize, const LEN: usize>(
     out: &mut [u8],
     encode: impl Fn(&[f32; LEN], &mut [u8; BYTES]) + Sync,
 ) {
-    out.par_chunks_mut(TASK / LEN * BYTES)
-        .zip(values.par_chunks(TASK))
-        .for_each(|(out, values)| {
-            let pairs = out
-                .as_chunks_mut::<BYTES>()
-                .0
-                .iter_mut()
-                .zip(values.as_chunks::<LEN>().0);
+    out.par_chunks_mut(TASK / LEN * BYTES).zip(values.par_chunks(TASK)).for_each(
+        |(out, values)| {
+            let pairs = out.as_chunks_mut::<BYTES>().0.iter_mut().zip(values.as_chunks::<LEN>().0);
             for (block, values) in pairs {
                 encode(values, block);
             }
-        });
+        },
+    );
 }
 
 fn encode_q8_0(values: &[f32; QK], block: &mut [u8; 34]) {

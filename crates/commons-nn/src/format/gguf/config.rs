@@ -30,9 +30,9 @@ impl Keys<'_> {
         let value = self.gguf.value(&key)?;
         match value.as_u64() {
             Some(n) if n > 0 => Ok(n),
-            _ => Err(self
-                .gguf
-                .bad_value(&key, format!("is {value:?}, not a positive whole number"))),
+            _ => {
+                Err(self.gguf.bad_value(&key, format!("is {value:?}, not a positive whole number")))
+            }
         }
     }
 
@@ -56,9 +56,7 @@ impl Keys<'_> {
         };
         match number {
             Some(n) if f64::is_finite(n) => Ok(Some(n)),
-            _ => Err(self
-                .gguf
-                .bad_value(&key, format!("is {value:?}, not a number"))),
+            _ => Err(self.gguf.bad_value(&key, format!("is {value:?}, not a number"))),
         }
     }
 }
@@ -69,15 +67,10 @@ impl Keys<'_> {
 /// When the architecture is not supported, or a needed key is missing or makes no sense.
 pub fn config_from_metadata(gguf: &Gguf) -> Result<Map<String, Json>> {
     let arch = architecture(gguf)?;
-    let keys = Keys {
-        gguf,
-        prefix: arch.name(),
-    };
+    let keys = Keys { gguf, prefix: arch.name() };
     let hidden = keys.count("embedding_length")?;
     let heads = keys.count("attention.head_count")?;
-    let kv_heads = keys
-        .optional_count("attention.head_count_kv")?
-        .unwrap_or(heads);
+    let kv_heads = keys.optional_count("attention.head_count_kv")?.unwrap_or(heads);
     if heads % kv_heads != 0 {
         return Err(gguf.bad_value(
             &keys.key("attention.head_count_kv"),
@@ -101,9 +94,7 @@ pub fn config_from_metadata(gguf: &Gguf) -> Result<Map<String, Json>> {
     let epsilon = epsilon.ok_or_else(|| {
         gguf.bad_value(&keys.key("attention.layer_norm_rms_epsilon"), "is missing")
     })?;
-    let rope_base = keys
-        .optional_number("rope.freq_base")?
-        .unwrap_or(DEFAULT_ROPE_BASE);
+    let rope_base = keys.optional_number("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_BASE);
     let mut config = object(json!({
         "architectures": [arch.class()],
         "model_type": arch.model_type(),
@@ -147,10 +138,7 @@ const TOKEN_IDS: [(&str, &str); 3] = [
 /// The architecture of a file.
 pub(super) fn architecture(gguf: &Gguf) -> Result<Architecture> {
     let key = "general.architecture";
-    let name = gguf
-        .value(key)?
-        .as_str()
-        .ok_or_else(|| gguf.bad_value(key, "is not text"))?;
+    let name = gguf.value(key)?.as_str().ok_or_else(|| gguf.bad_value(key, "is not text"))?;
     Architecture::parse(name).map_err(|_| {
         gguf.bad_value(key, format!("`{name}` is not supported"))
             .remedy("supported: llama, qwen2, qwen3, gemma3")
@@ -167,20 +155,9 @@ fn object(value: Json) -> Map<String, Json> {
 /// The promised layers must be there, so that nothing is built for a number alone.
 fn check_layers(keys: &Keys<'_>) -> Result<()> {
     let promised = keys.count("block_count")?;
-    let layer = |name: &String| {
-        name.strip_prefix("blk.")?
-            .split_once('.')?
-            .0
-            .parse::<u64>()
-            .ok()
-    };
-    let found = keys
-        .gguf
-        .tensors()
-        .keys()
-        .filter_map(layer)
-        .max()
-        .map_or(0, |last| last.saturating_add(1));
+    let layer = |name: &String| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<u64>().ok();
+    let found =
+        keys.gguf.tensors().keys().filter_map(layer).max().map_or(0, |last| last.saturating_add(1));
     if found != promised {
         return Err(keys.gguf.bad_value(
             &keys.key("block_count"),
@@ -204,12 +181,7 @@ fn check_rotary_width(keys: &Keys<'_>, head_dim: u64) -> Result<()> {
 
 fn rope_scaling(keys: &Keys<'_>) -> Result<Option<Json>> {
     let key = keys.key("rope.scaling.type");
-    let kind = keys
-        .gguf
-        .metadata()
-        .get(&key)
-        .and_then(Value::as_str)
-        .unwrap_or("none");
+    let kind = keys.gguf.metadata().get(&key).and_then(Value::as_str).unwrap_or("none");
     let factor = keys.optional_number("rope.scaling.factor")?.unwrap_or(1.0);
     match kind {
         "none" => Ok(None),
@@ -219,22 +191,14 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<Option<Json>> {
             "factor": factor,
             "original_max_position_embeddings": keys.count("rope.scaling.original_context_length")?,
         }))),
-        other => Err(keys
-            .gguf
-            .bad_value(&key, format!("`{other}` is not supported"))),
+        other => Err(keys.gguf.bad_value(&key, format!("`{other}` is not supported"))),
     }
 }
 
 fn gemma3_keys(keys: &Keys<'_>, head_dim: u64, config: &mut Map<String, Json>) -> Result<()> {
     let layers = keys.count("block_count")?;
     let kinds: Vec<_> = (1..=layers)
-        .map(|i| {
-            if i % GEMMA3_PATTERN == 0 {
-                "full_attention"
-            } else {
-                "sliding_attention"
-            }
-        })
+        .map(|i| if i % GEMMA3_PATTERN == 0 { "full_attention" } else { "sliding_attention" })
         .collect();
     config.extend(object(json!({
         "hidden_activation": "gelu_pytorch_tanh",
@@ -254,16 +218,10 @@ fn gemma3_keys(keys: &Keys<'_>, head_dim: u64, config: &mut Map<String, Json>) -
 /// # Errors
 /// When the architecture is not supported, a needed key is missing, or GGUF cannot express a value.
 pub fn metadata_from_config(config: &Map<String, Json>) -> Result<BTreeMap<String, Value>> {
-    let text = config
-        .get("model_type")
-        .and_then(Json::as_str)
-        .unwrap_or("");
+    let text = config.get("model_type").and_then(Json::as_str).unwrap_or("");
     let arch = Architecture::parse(text)?;
     let count = |key: &str| -> Result<u32> {
-        let value = config
-            .get(key)
-            .and_then(Json::as_u64)
-            .and_then(|n| u32::try_from(n).ok());
+        let value = config.get(key).and_then(Json::as_u64).and_then(|n| u32::try_from(n).ok());
         value.ok_or_else(|| Error::invalid(format!("config.json: {key}"), "is not a whole number"))
     };
     let number = |key: &str| config.get(key).and_then(Json::as_f64);
@@ -283,32 +241,21 @@ pub fn metadata_from_config(config: &Map<String, Json>) -> Result<BTreeMap<Strin
         .ok_or_else(|| Error::invalid("config.json: rms_norm_eps", "is missing"))?;
     let entries = [
         ("block_count", Value::U32(count("num_hidden_layers")?)),
-        (
-            "context_length",
-            Value::U32(count("max_position_embeddings")?),
-        ),
+        ("context_length", Value::U32(count("max_position_embeddings")?)),
         ("embedding_length", Value::U32(count("hidden_size")?)),
-        (
-            "feed_forward_length",
-            Value::U32(count("intermediate_size")?),
-        ),
+        ("feed_forward_length", Value::U32(count("intermediate_size")?)),
         ("attention.head_count", Value::U32(heads)),
         ("attention.head_count_kv", Value::U32(kv_heads)),
         ("attention.key_length", Value::U32(head_dim)),
         ("attention.value_length", Value::U32(head_dim)),
-        (
-            "attention.layer_norm_rms_epsilon",
-            Value::F32(epsilon as f32),
-        ),
+        ("attention.layer_norm_rms_epsilon", Value::F32(epsilon as f32)),
         ("rope.dimension_count", Value::U32(head_dim)),
         ("rope.freq_base", Value::F32(rope_base as f32)),
         ("vocab_size", Value::U32(count("vocab_size")?)),
     ];
     let prefix = arch.name();
-    let mut metadata: BTreeMap<_, _> = entries
-        .into_iter()
-        .map(|(key, value)| (format!("{prefix}.{key}"), value))
-        .collect();
+    let mut metadata: BTreeMap<_, _> =
+        entries.into_iter().map(|(key, value)| (format!("{prefix}.{key}"), value)).collect();
     metadata.insert("general.architecture".into(), Value::String(prefix.into()));
     metadata.insert("general.type".into(), Value::String("model".into()));
     if arch == Architecture::Gemma3 {
@@ -340,15 +287,12 @@ fn put_rope_scaling(
     prefix: &str,
     metadata: &mut BTreeMap<String, Value>,
 ) -> Result<()> {
-    let scaling = ["rope_scaling", "rope_parameters"]
-        .iter()
-        .find_map(|k| config.get(*k)?.as_object());
+    let scaling =
+        ["rope_scaling", "rope_parameters"].iter().find_map(|k| config.get(*k)?.as_object());
     let Some(scaling) = scaling else {
         return Ok(());
     };
-    let kind = ["rope_type", "type"]
-        .iter()
-        .find_map(|k| scaling.get(*k)?.as_str());
+    let kind = ["rope_type", "type"].iter().find_map(|k| scaling.get(*k)?.as_str());
     let kind = match kind {
         None | Some("default") => return Ok(()),
         Some(kind @ ("linear" | "yarn")) => kind,
@@ -365,9 +309,7 @@ fn put_rope_scaling(
     if let Some(factor) = scaling.get("factor").and_then(Json::as_f64) {
         put("factor", Value::F32(factor as f32));
     }
-    let original = scaling
-        .get("original_max_position_embeddings")
-        .and_then(Json::as_u64);
+    let original = scaling.get("original_max_position_embeddings").and_then(Json::as_u64);
     if let Some(original) = original.and_then(|n| u32::try_from(n).ok()) {
         put("original_context_length", Value::U32(original));
     }

@@ -79,11 +79,7 @@ impl Gguf {
     /// # Errors
     /// As for [`Gguf::open`].
     pub fn from_bytes(bytes: Bytes) -> Result<Self> {
-        let mut cursor = Cursor {
-            file: bytes.name(),
-            bytes: &bytes,
-            at: 0,
-        };
+        let mut cursor = Cursor { file: bytes.name(), bytes: &bytes, at: 0 };
         check_version(&mut cursor)?;
         // A tensor needs at least 8 + 4 + 4 + 8 bytes, a key with its value at least 8 + 4 + 1.
         let tensor_count = cursor.count("tensors", 24)?;
@@ -91,11 +87,7 @@ impl Gguf {
         let metadata = read_metadata(&mut cursor, key_count)?;
         let alignment = alignment(&cursor, &metadata)?;
         let tensors = read_tensors(&mut cursor, tensor_count, alignment)?;
-        Ok(Self {
-            metadata,
-            tensors,
-            bytes,
-        })
+        Ok(Self { metadata, tensors, bytes })
     }
 
     /// The file's path or buffer name.
@@ -217,13 +209,9 @@ fn read_metadata(cursor: &mut Cursor<'_>, count: usize) -> Result<BTreeMap<Strin
     let mut metadata = BTreeMap::new();
     for _ in 0..count {
         let key = cursor.string()?;
-        let value = cursor
-            .value()
-            .map_err(|e| e.item(format!("metadata key `{key}`")))?;
+        let value = cursor.value().map_err(|e| e.item(format!("metadata key `{key}`")))?;
         if metadata.contains_key(&key) {
-            return Err(cursor
-                .fault("is given twice")
-                .item(format!("metadata key `{key}`")));
+            return Err(cursor.fault("is given twice").item(format!("metadata key `{key}`")));
         }
         metadata.insert(key, value);
     }
@@ -237,9 +225,7 @@ fn alignment(cursor: &Cursor<'_>, metadata: &BTreeMap<String, Value>) -> Result<
     match value.as_u64() {
         Some(n) if n.is_power_of_two() && n >= 8 && n <= 1 << 20 => Ok(n),
         _ => Err(cursor
-            .fault(format!(
-                "is {value:?}, not a power of two from 8 to 1048576"
-            ))
+            .fault(format!("is {value:?}, not a power of two from 8 to 1048576"))
             .item("metadata key `general.alignment`")),
     }
 }
@@ -276,12 +262,7 @@ fn read_tensors(
         if tensors.contains_key(&name) {
             return Err(fault("is given twice".into()));
         }
-        let info = TensorInfo {
-            kind,
-            shape,
-            start: start as usize,
-            end: end as usize,
-        };
+        let info = TensorInfo { kind, shape, start: start as usize, end: end as usize };
         tensors.insert(name, info);
     }
     check_overlap(cursor.file, &tensors)?;
@@ -301,9 +282,7 @@ fn read_tensor(cursor: &mut Cursor<'_>, alignment: u64) -> Result<RawTensor> {
     let mut elements = 1usize;
     for _ in 0..dims {
         let dim = cursor.u64()?;
-        let product = usize::try_from(dim)
-            .ok()
-            .and_then(|d| elements.checked_mul(d));
+        let product = usize::try_from(dim).ok().and_then(|d| elements.checked_mul(d));
         elements =
             product.ok_or_else(|| cursor.fault(format!("has the impossible dimension {dim}")))?;
         shape.push(dim as usize);
@@ -311,9 +290,7 @@ fn read_tensor(cursor: &mut Cursor<'_>, alignment: u64) -> Result<RawTensor> {
     let id = cursor.u32()?;
     let kind = GgmlType::from_id(id).ok_or_else(|| {
         cursor
-            .fault(format!(
-                "has the element type {id}, which cannot be decoded"
-            ))
+            .fault(format!("has the element type {id}, which cannot be decoded"))
             .remedy("use a file quantised as Q8_0, Q4_K_M, Q5_K_M or Q6_K, or unquantised")
     })?;
     let row = shape[0];
@@ -324,19 +301,13 @@ fn read_tensor(cursor: &mut Cursor<'_>, alignment: u64) -> Result<RawTensor> {
             kind.block_len()
         )));
     }
-    let size = kind
-        .bytes_of(elements)
-        .filter(|&size| size <= cursor.bytes.len())
-        .ok_or_else(|| {
-            cursor.fault(format!(
-                "has {elements} weights, more than the file can hold"
-            ))
+    let size =
+        kind.bytes_of(elements).filter(|&size| size <= cursor.bytes.len()).ok_or_else(|| {
+            cursor.fault(format!("has {elements} weights, more than the file can hold"))
         })?;
     let offset = cursor.u64()?;
     if !offset.is_multiple_of(alignment) {
-        return Err(cursor.fault(format!(
-            "its offset {offset} is not a multiple of {alignment}"
-        )));
+        return Err(cursor.fault(format!("its offset {offset} is not a multiple of {alignment}")));
     }
     shape.reverse();
     Ok((kind, shape, offset, size, at))

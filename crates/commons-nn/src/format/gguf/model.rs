@@ -31,10 +31,7 @@ impl GgufModel {
         let architecture = config::architecture(&gguf)?;
         let config = config::config_from_metadata(&gguf)?;
         let head_count = |key: &str| config.get(key).and_then(Json::as_u64).unwrap_or(0) as usize;
-        let heads = (
-            head_count("num_attention_heads"),
-            head_count("num_key_value_heads"),
-        );
+        let heads = (head_count("num_attention_heads"), head_count("num_key_value_heads"));
         let mut names = BTreeMap::new();
         for name in gguf.tensors().keys() {
             let Some(hf) = architecture.to_hf(name) else {
@@ -47,13 +44,7 @@ impl GgufModel {
             };
             names.insert(hf, name.clone());
         }
-        Ok(Self {
-            gguf,
-            architecture,
-            config,
-            heads,
-            names,
-        })
+        Ok(Self { gguf, architecture, config, heads, names })
     }
 
     /// The file.
@@ -85,11 +76,7 @@ impl GgufModel {
         let raw = self.gguf.raw(stored)?;
         let mut out = vec![0f32; info.elements()];
         if self.architecture.permutes(name) {
-            let heads = if name.contains(".q_proj.") {
-                self.heads.0
-            } else {
-                self.heads.1
-            };
+            let heads = if name.contains(".q_proj.") { self.heads.0 } else { self.heads.1 };
             // Rows are whole blocks, so they can be moved while still encoded.
             let rows = unpermute_rows(raw, info.shape[0], heads)
                 .map_err(|e| Error::malformed(self.gguf.file(), e.to_string()).item(stored))?;

@@ -16,11 +16,8 @@ pub enum Architecture {
 }
 
 /// (name in GGUF, name in Hugging Face checkpoints) outside the layers.
-const GLOBAL: [(&str, &str); 3] = [
-    ("token_embd", "model.embed_tokens"),
-    ("output_norm", "model.norm"),
-    ("output", "lm_head"),
-];
+const GLOBAL: [(&str, &str); 3] =
+    [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// The same inside a layer, for all architectures.
 const LAYER: [(&str, &str); 8] = [
@@ -35,10 +32,8 @@ const LAYER: [(&str, &str); 8] = [
 ];
 
 /// Norms of queries and keys, where the architecture has them.
-const HEAD_NORMS: [(&str, &str); 2] = [
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-];
+const HEAD_NORMS: [(&str, &str); 2] =
+    [("attn_q_norm", "self_attn.q_norm"), ("attn_k_norm", "self_attn.k_norm")];
 
 /// Norm before the feed-forward part, under its two names.
 const PRE_NORM_ONLY: [(&str, &str); 1] = [("ffn_norm", "post_attention_layernorm")];
@@ -85,13 +80,12 @@ impl Architecture {
     /// # Errors
     /// For any other architecture.
     pub fn parse(name: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|a| a.name() == name || a.model_type() == name)
-            .ok_or_else(|| {
+        Self::ALL.into_iter().find(|a| a.name() == name || a.model_type() == name).ok_or_else(
+            || {
                 Error::invalid("model architecture", format!("`{name}` is not supported"))
                     .remedy("supported: llama, qwen2, qwen3, gemma3")
-            })
+            },
+        )
     }
 
     fn layer_names(self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
@@ -132,25 +126,18 @@ impl Architecture {
     /// `llama`, whose rotary pairs are neighbours there and half a head apart in Hugging Face.
     pub fn permutes(self, hf_name: &str) -> bool {
         self == Self::Llama
-            && [".self_attn.q_proj.", ".self_attn.k_proj."]
-                .iter()
-                .any(|p| hf_name.contains(p))
+            && [".self_attn.q_proj.", ".self_attn.k_proj."].iter().any(|p| hf_name.contains(p))
     }
 
     /// What GGUF adds to this tensor (Hugging Face name): Gemma multiplies by `1 + gain`, and GGUF
     /// stores the sum.
     pub fn offset(self, hf_name: &str) -> f32 {
-        if self == Self::Gemma3 && hf_name.ends_with("norm.weight") {
-            1.0
-        } else {
-            0.0
-        }
+        if self == Self::Gemma3 && hf_name.ends_with("norm.weight") { 1.0 } else { 0.0 }
     }
 }
 
 fn split_suffix(name: &str) -> Option<(&str, &str)> {
-    name.rsplit_once('.')
-        .filter(|(_, suffix)| matches!(*suffix, "weight" | "bias"))
+    name.rsplit_once('.').filter(|(_, suffix)| matches!(*suffix, "weight" | "bias"))
 }
 
 fn check_rows<T>(data: &[T], rows: usize, heads: usize) -> Result<()> {
@@ -161,10 +148,7 @@ fn check_rows<T>(data: &[T], rows: usize, heads: usize) -> Result<()> {
     {
         return Err(Error::invalid(
             "rotary rows",
-            format!(
-                "{rows} rows of {} values do not split into {heads} heads",
-                data.len()
-            ),
+            format!("{rows} rows of {} values do not split into {heads} heads", data.len()),
         ));
     }
     Ok(())

@@ -8,25 +8,17 @@ use super::*;
 use crate::format::Weights;
 
 fn golden(name: &str) -> serde_json::Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 fn unhex(value: &serde_json::Value) -> Vec<u8> {
     let text = value.as_str().unwrap();
-    (0..text.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap())
-        .collect()
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(4)
-        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-        .collect()
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
 /// The reference values come from the `gguf` Python package; equality is exact.
@@ -49,12 +41,7 @@ fn blocks_decode_as_the_reference_does() {
         let mut out = vec![0f32; expected.len()];
         dequantize(kind, &unhex(&case["bytes"]), &mut out).unwrap();
         for (i, (a, b)) in out.iter().zip(&expected).enumerate() {
-            assert_eq!(
-                a.to_bits(),
-                b.to_bits(),
-                "{} weight {i}: {a} is not {b}",
-                kind.name()
-            );
+            assert_eq!(a.to_bits(), b.to_bits(), "{} weight {i}: {a} is not {b}", kind.name());
         }
     }
     let case = &golden["quantize_Q8_0"];
@@ -93,13 +80,8 @@ fn row_order_is_a_bijection_with_the_stated_meaning() {
 
 #[test]
 fn names_map_both_ways() {
-    let layer = [
-        "attn_q.weight",
-        "attn_k.bias",
-        "ffn_down.weight",
-        "attn_norm.weight",
-        "ffn_norm.weight",
-    ];
+    let layer =
+        ["attn_q.weight", "attn_k.bias", "ffn_down.weight", "attn_norm.weight", "ffn_norm.weight"];
     for arch in Architecture::ALL {
         for part in layer {
             let gguf = format!("blk.12.{part}");
@@ -164,16 +146,11 @@ fn weights(arch: Architecture) -> BTreeMap<String, Tensor> {
             let count: usize = shape.iter().product();
             let values: Vec<f32> = (0..count)
                 .map(|_| {
-                    seed = seed
-                        .wrapping_mul(6364136223846793005)
-                        .wrapping_add(1442695040888963407);
+                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                     (seed >> 40) as f32 / (1u64 << 24) as f32 - 0.5
                 })
                 .collect();
-            (
-                name.to_owned(),
-                Tensor::from_vec(values, shape, &Device::Cpu).unwrap(),
-            )
+            (name.to_owned(), Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
         })
         .collect()
 }
@@ -181,10 +158,7 @@ fn weights(arch: Architecture) -> BTreeMap<String, Tensor> {
 fn exported(arch: Architecture, kind: GgmlType) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    let tokenizer = crate::tokenizer::Tokenizer::bytes()
-        .unwrap()
-        .to_gguf()
-        .unwrap();
+    let tokenizer = crate::tokenizer::Tokenizer::bytes().unwrap().to_gguf().unwrap();
     export(&path, &config(arch), &tokenizer, &weights(arch), kind).unwrap();
     std::fs::read(path).unwrap()
 }
@@ -196,11 +170,9 @@ fn read(bytes: Vec<u8>) -> Result<Gguf> {
 #[test]
 fn export_and_import_give_the_model_back() {
     for arch in Architecture::ALL {
-        for (kind, tolerance) in [
-            (GgmlType::F32, 1e-7),
-            (GgmlType::F16, 3e-4),
-            (GgmlType::Q8_0, 5e-3),
-        ] {
+        for (kind, tolerance) in
+            [(GgmlType::F32, 1e-7), (GgmlType::F16, 3e-4), (GgmlType::Q8_0, 5e-3)]
+        {
             let model = GgufModel::new(read(exported(arch, kind)).unwrap()).unwrap();
             let original = weights(arch);
             assert_eq!(model.names(), original.keys().cloned().collect::<Vec<_>>());
@@ -209,10 +181,7 @@ fn export_and_import_give_the_model_back() {
                 assert_eq!(loaded.dims(), tensor.dims());
                 let difference = (loaded - tensor).unwrap().abs().unwrap().max_all().unwrap();
                 let difference = difference.to_scalar::<f32>().unwrap();
-                assert!(
-                    difference <= tolerance,
-                    "{arch:?} {kind:?} {name}: {difference}"
-                );
+                assert!(difference <= tolerance, "{arch:?} {kind:?} {name}: {difference}");
             }
             let expected = config(arch);
             for (key, value) in &expected {
@@ -228,11 +197,7 @@ fn llama_rows_are_stored_in_pairs() {
     let gguf = read(exported(Architecture::Llama, GgmlType::F32)).unwrap();
     let original = &weights(Architecture::Llama)["model.layers.0.self_attn.q_proj.weight"];
     let original = original.to_vec2::<f32>().unwrap();
-    let stored = gguf
-        .tensor("blk.0.attn_q.weight", DType::F32)
-        .unwrap()
-        .to_vec2::<f32>()
-        .unwrap();
+    let stored = gguf.tensor("blk.0.attn_q.weight", DType::F32).unwrap().to_vec2::<f32>().unwrap();
     // Head width 16: stored row 1 is the partner of row 0, half a head on.
     assert_eq!(stored[0], original[0]);
     assert_eq!(stored[1], original[8]);
@@ -274,22 +239,13 @@ fn hostile_files_are_refused_by_name() {
         (read(b"GGUF\x01\0\0\0".to_vec()), "version 1"),
         (read(b"GGUF\0\0\0\x03".to_vec()), "big-endian"),
         (read(b"GGUF\x63\0\0\0".to_vec()), "unknown GGUF version 99"),
-        (
-            read(header(u64::MAX, 0)),
-            "claims 18446744073709551615 tensors",
-        ),
+        (read(header(u64::MAX, 0)), "claims 18446744073709551615 tensors"),
         (read(header(0, u64::MAX / 13)), "metadata keys"),
-        (
-            read([header(0, 1), vec![0xff; 40]].concat()),
-            "bytes of text",
-        ),
+        (read([header(0, 1), vec![0xff; 40]].concat()), "bytes of text"),
     ];
     for (answer, reason) in cases {
         let message = answer.unwrap_err().to_string();
-        assert!(
-            message.contains(reason) && message.starts_with("m.gguf"),
-            "{message}"
-        );
+        assert!(message.contains(reason) && message.starts_with("m.gguf"), "{message}");
     }
     // A string array that claims more entries than the file has bytes.
     let mut bytes = header(0, 1);
@@ -297,51 +253,24 @@ fn hostile_files_are_refused_by_name() {
     bytes.extend([9u32, 8].iter().flat_map(|v| v.to_le_bytes()));
     bytes.extend((1u64 << 60).to_le_bytes());
     let message = read(bytes).unwrap_err().to_string();
-    assert!(
-        message.contains("metadata key `k`") && message.contains("claims"),
-        "{message}"
-    );
+    assert!(message.contains("metadata key `k`") && message.contains("claims"), "{message}");
 
     let good = || entry("a", &[32, 2], 0, 0);
     assert_eq!(with_tensors(&[good()], 256), "accepted");
     let cases = [
         (with_tensors(&[good()], 255), "past the file's"),
-        (
-            with_tensors(&[good(), entry("b", &[32], 0, 128)], 512),
-            "overlaps tensor `a`",
-        ),
+        (with_tensors(&[good(), entry("b", &[32], 0, 128)], 512), "overlaps tensor `a`"),
         (with_tensors(&[good(), good()], 512), "given twice"),
-        (
-            with_tensors(&[entry("a", &[32, 2], 0, 8)], 512),
-            "not a multiple of 32",
-        ),
-        (
-            with_tensors(&[entry("a", &[31], 8, 0)], 512),
-            "not whole Q8_0 blocks",
-        ),
-        (
-            with_tensors(&[entry("a", &[32], 99, 0)], 512),
-            "element type 99",
-        ),
-        (
-            with_tensors(&[entry("a", &[1 << 40, 1 << 40], 0, 0)], 512),
-            "impossible dimension",
-        ),
-        (
-            with_tensors(&[entry("a", &[1 << 40], 0, 0)], 512),
-            "more than the file can hold",
-        ),
+        (with_tensors(&[entry("a", &[32, 2], 0, 8)], 512), "not a multiple of 32"),
+        (with_tensors(&[entry("a", &[31], 8, 0)], 512), "not whole Q8_0 blocks"),
+        (with_tensors(&[entry("a", &[32], 99, 0)], 512), "element type 99"),
+        (with_tensors(&[entry("a", &[1 << 40, 1 << 40], 0, 0)], 512), "impossible dimension"),
+        (with_tensors(&[entry("a", &[1 << 40], 0, 0)], 512), "more than the file can hold"),
         (with_tensors(&[entry("a", &[], 0, 0)], 512), "0 dimensions"),
-        (
-            with_tensors(&[entry("a", &[32], 0, u64::MAX - 31)], 512),
-            "past the file's",
-        ),
+        (with_tensors(&[entry("a", &[32], 0, u64::MAX - 31)], 512), "past the file's"),
     ];
     for (message, reason) in cases {
-        assert!(
-            message.contains("tensor `") && message.contains(reason),
-            "{message}"
-        );
+        assert!(message.contains("tensor `") && message.contains(reason), "{message}");
     }
 }
 
@@ -353,27 +282,19 @@ fn a_tensor_the_architecture_does_not_explain_is_refused() {
     let mut plans: Vec<TensorPlan> = gguf
         .tensors()
         .iter()
-        .map(|(name, t)| TensorPlan {
-            name: name.clone(),
-            kind: t.kind,
-            shape: t.shape.clone(),
-        })
+        .map(|(name, t)| TensorPlan { name: name.clone(), kind: t.kind, shape: t.shape.clone() })
         .collect();
     plans.push(TensorPlan {
         name: "rope_freqs.weight".into(),
         kind: GgmlType::F32,
         shape: vec![4],
     });
-    write(&path, gguf.metadata(), &plans, |plan| {
-        match gguf.weights(&plan.name) {
-            Ok(values) => Ok(values),
-            Err(_) => Ok(vec![1.0; 4]),
-        }
+    write(&path, gguf.metadata(), &plans, |plan| match gguf.weights(&plan.name) {
+        Ok(values) => Ok(values),
+        Err(_) => Ok(vec![1.0; 4]),
     })
     .unwrap();
-    let message = GgufModel::new(Gguf::open(&path).unwrap())
-        .unwrap_err()
-        .to_string();
+    let message = GgufModel::new(Gguf::open(&path).unwrap()).unwrap_err().to_string();
     assert!(message.contains("rope_freqs.weight"), "{message}");
 }
 

@@ -162,10 +162,7 @@ impl<'a> Cursor<'a> {
     pub fn take(&mut self, length: usize) -> Result<&'a [u8]> {
         if length > self.remaining() {
             return Err(self
-                .fault(format!(
-                    "needs {length} bytes but only {} follow",
-                    self.remaining()
-                ))
+                .fault(format!("needs {length} bytes but only {} follow", self.remaining()))
                 .remedy("fetch the file again: it is damaged or cut short"));
         }
         let taken = &self.bytes[self.at..self.at + length];
@@ -195,10 +192,7 @@ impl<'a> Cursor<'a> {
         if count > (self.remaining() / size.max(1)) as u64 {
             return Err(Error::malformed(
                 self.file,
-                format!(
-                    "claims {count} {what} but only {} bytes follow",
-                    self.remaining()
-                ),
+                format!("claims {count} {what} but only {} bytes follow", self.remaining()),
             )
             .at(Place::Byte(at as u64))
             .remedy("fetch the file again: it is damaged or cut short"));
@@ -273,12 +267,7 @@ impl<'a> Cursor<'a> {
     fn elements<const N: usize, T>(&mut self, convert: impl Fn([u8; N]) -> T) -> Result<Vec<T>> {
         let count = self.count("array elements", N)?;
         let bytes = self.take(count * N)?;
-        Ok(bytes
-            .as_chunks::<N>()
-            .0
-            .iter()
-            .map(|b| convert(*b))
-            .collect())
+        Ok(bytes.as_chunks::<N>().0.iter().map(|b| convert(*b)).collect())
     }
 }
 

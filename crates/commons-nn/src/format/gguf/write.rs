@@ -37,9 +37,7 @@ impl TensorPlan {
             return Err(fault("has a shape that its element type cannot hold"));
         }
         let elements = self.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        elements
-            .and_then(|n| self.kind.bytes_of(n))
-            .ok_or_else(|| fault("is too large to store"))
+        elements.and_then(|n| self.kind.bytes_of(n)).ok_or_else(|| fault("is too large to store"))
     }
 }
 
@@ -68,11 +66,9 @@ pub fn write(
                 ));
             }
             let bytes = quantize(plan.kind, &values).map_err(|e| match e {
-                Error::Invalid { reason, remedy, .. } => Error::Invalid {
-                    subject: format!("tensor `{}`", plan.name),
-                    reason,
-                    remedy,
-                },
+                Error::Invalid { reason, remedy, .. } => {
+                    Error::Invalid { subject: format!("tensor `{}`", plan.name), reason, remedy }
+                }
                 other => other,
             })?;
             out.write_all(&bytes).map_err(failed)?;
@@ -88,9 +84,7 @@ fn header(metadata: &BTreeMap<String, Value>, plans: &[TensorPlan]) -> Result<Ve
     let mut out = MAGIC.to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((plans.len() as u64).to_le_bytes());
-    let keys = metadata
-        .iter()
-        .filter(|(key, _)| *key != "general.alignment");
+    let keys = metadata.iter().filter(|(key, _)| *key != "general.alignment");
     out.extend((keys.clone().count() as u64).to_le_bytes());
     for (key, value) in keys {
         put_string(&mut out, key);
@@ -101,10 +95,7 @@ fn header(metadata: &BTreeMap<String, Value>, plans: &[TensorPlan]) -> Result<Ve
     let mut seen = std::collections::HashSet::new();
     for plan in plans {
         if !seen.insert(&plan.name) {
-            return Err(Error::invalid(
-                format!("tensor `{}`", plan.name),
-                "is given twice",
-            ));
+            return Err(Error::invalid(format!("tensor `{}`", plan.name), "is given twice"));
         }
         put_string(&mut out, &plan.name);
         out.extend((plan.shape.len() as u32).to_le_bytes());
@@ -136,21 +127,14 @@ pub fn export(
     kind: GgmlType,
 ) -> Result<()> {
     let mut metadata = metadata_from_config(config)?;
-    let architecture = Architecture::parse(
-        config
-            .get("model_type")
-            .and_then(Json::as_str)
-            .unwrap_or_default(),
-    )?;
+    let architecture =
+        Architecture::parse(config.get("model_type").and_then(Json::as_str).unwrap_or_default())?;
     metadata.extend(tokenizer.clone());
     let rows = config.get("vocab_size").and_then(Json::as_u64).unwrap_or(0) as usize;
     pad_vocabulary(&mut metadata, rows)?;
     metadata.insert("general.quantization_version".into(), Value::U32(2));
     metadata.insert("general.file_type".into(), Value::U32(file_type(kind)?));
-    let tied = config
-        .get("tie_word_embeddings")
-        .and_then(Json::as_bool)
-        .unwrap_or(false);
+    let tied = config.get("tie_word_embeddings").and_then(Json::as_bool).unwrap_or(false);
     let mut plans = Vec::new();
     let mut sources = BTreeMap::new();
     for name in weights.names() {
@@ -168,11 +152,7 @@ pub fn export(
             kind if row.is_multiple_of(kind.block_len()) => kind,
             _ => GgmlType::F16,
         };
-        plans.push(TensorPlan {
-            name: gguf_name.clone(),
-            kind,
-            shape,
-        });
+        plans.push(TensorPlan { name: gguf_name.clone(), kind, shape });
         sources.insert(gguf_name, name);
     }
     let head_count = |key: &str| config.get(key).and_then(Json::as_u64).map(|n| n as usize);
@@ -182,11 +162,7 @@ pub fn export(
         let source = &sources[&plan.name];
         let mut values = flat(&weights.load(source, DType::F32)?)?;
         if architecture.permutes(source) {
-            let heads = if source.contains(".q_proj.") {
-                heads
-            } else {
-                kv_heads
-            };
+            let heads = if source.contains(".q_proj.") { heads } else { kv_heads };
             values = permute_rows(&values, plan.shape[0], heads)?;
         }
         let offset = architecture.offset(source);

@@ -54,18 +54,11 @@ pub fn parse(file: &Path, bytes: &[u8]) -> Result<Header> {
     })?;
     let raw: RawHeader = serde_json::from_str(text).map_err(|e| {
         // serde_json counts columns from one within a line; headers are a single line in practice.
-        let position = if e.line() == 1 {
-            e.column().saturating_sub(1)
-        } else {
-            0
-        };
+        let position = if e.line() == 1 { e.column().saturating_sub(1) } else { 0 };
         Error::malformed(file, format!("the header is not a valid tensor table: {e}"))
             .at(byte(PREFIX + position))
     })?;
-    let mut header = Header {
-        metadata: raw.metadata,
-        ..Header::default()
-    };
+    let mut header = Header { metadata: raw.metadata, ..Header::default() };
     for (name, info) in raw.tensors {
         let entry = check_entry(file, &name, info, data_start, bytes.len())?;
         header.entries.insert(name, entry);
@@ -131,10 +124,7 @@ fn check_entry(
         ))
         .remedy("fetch the file again: it is cut short"));
     }
-    let bits = info
-        .shape
-        .iter()
-        .try_fold(info.dtype.bitsize(), |size, &n| size.checked_mul(n));
+    let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |size, &n| size.checked_mul(n));
     if bits != (end - begin).checked_mul(8) {
         return Err(fault(format!(
             "holds {} bytes, which does not match {:?} values of shape {:?}",
@@ -169,10 +159,7 @@ fn check_tiling(
             };
             return Err(Error::malformed(
                 file,
-                format!(
-                    "{kind}: begins at byte {} where {expected} was expected",
-                    entry.start
-                ),
+                format!("{kind}: begins at byte {} where {expected} was expected", entry.start),
             )
             .item(format!("tensor `{name}`"))
             .at(byte(entry.start)));

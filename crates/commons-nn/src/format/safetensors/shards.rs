@@ -68,10 +68,7 @@ impl Checkpoint {
                 .remedy(format!("expected {SINGLE_FILE} or {INDEX_FILE}"))),
             many => Err(Error::malformed(
                 path,
-                format!(
-                    "holds {} .safetensors files and no {INDEX_FILE}",
-                    many.len()
-                ),
+                format!("holds {} .safetensors files and no {INDEX_FILE}", many.len()),
             )
             .remedy("name the file itself, or restore the index")),
         }
@@ -114,11 +111,7 @@ impl Checkpoint {
             }
             place.insert(tensor.clone(), position);
         }
-        Ok(Self {
-            root: folder.to_path_buf(),
-            files,
-            place,
-        })
+        Ok(Self { root: folder.to_path_buf(), files, place })
     }
 
     /// The path that was opened: the file, or the folder for a split checkpoint.
@@ -165,9 +158,7 @@ impl Checkpoint {
 
     /// Every tensor, not yet decoded, in lexical order of names.
     pub fn tensors(&self) -> impl Iterator<Item = TensorView<'_>> {
-        self.place
-            .iter()
-            .filter_map(|(name, &position)| self.files[position].tensor(name).ok())
+        self.place.iter().filter_map(|(name, &position)| self.files[position].tensor(name).ok())
     }
 
     /// Scans every tensor for NaN and infinity.
@@ -184,10 +175,7 @@ fn check_shard_name(index: &Path, tensor: &str, shard: &str) -> Result<()> {
     let mut parts = Path::new(shard).components();
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(_)), None) => Ok(()),
-        _ => Err(Error::malformed(
-            index,
-            format!("names the shard `{shard}` outside its folder"),
-        )
-        .item(format!("tensor `{tensor}`"))),
+        _ => Err(Error::malformed(index, format!("names the shard `{shard}` outside its folder"))
+            .item(format!("tensor `{tensor}`"))),
     }
 }

@@ -67,93 +67,47 @@ fn hostile_headers_are_refused_with_tensor_and_offset() {
             "tensor `a`",
             "twice",
         ),
-        (
-            r#"{"a":{"dtype":"Q9","shape":[1],"data_offsets":[0,4]}}"#,
-            4,
-            "tensor `a`",
-            "Q9",
-        ),
+        (r#"{"a":{"dtype":"Q9","shape":[1],"data_offsets":[0,4]}}"#, 4, "tensor `a`", "Q9"),
         (
             r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#,
             0,
             "tensor `a`",
             "does not match",
         ),
-        (
-            r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}"#,
-            0,
-            "tensor `a`",
-            "byte",
-        ),
+        (r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}"#, 0, "tensor `a`", "byte"),
         (r#"{"a":"#, 0, "m.safetensors", "not a valid tensor table"),
     ];
     for (json, length, subject, reason) in cases {
         let message = refused(json, &vec![0; length]);
-        assert!(
-            message.contains(subject) && message.contains(reason),
-            "{message}"
-        );
+        assert!(message.contains(subject) && message.contains(reason), "{message}");
     }
     let mut not_text = file(r#"{"a":1}"#, &[]);
     not_text[10] = 0xff;
     assert!(
-        open(not_text)
-            .unwrap_err()
-            .to_string()
-            .contains("at byte 10: the header is not UTF-8")
+        open(not_text).unwrap_err().to_string().contains("at byte 10: the header is not UTF-8")
     );
     for length in [u64::MAX, 100_000_001, 1000] {
         let mut bytes = file("{}", &[]);
         bytes[..8].copy_from_slice(&length.to_le_bytes());
-        assert!(
-            open(bytes)
-                .unwrap_err()
-                .to_string()
-                .contains("claims a header of")
-        );
+        assert!(open(bytes).unwrap_err().to_string().contains("claims a header of"));
     }
-    assert!(
-        open(vec![1, 2, 3])
-            .unwrap_err()
-            .to_string()
-            .contains("too few")
-    );
+    assert!(open(vec![1, 2, 3]).unwrap_err().to_string().contains("too few"));
 }
 
 #[test]
 fn every_element_type_reads_to_the_asked_type() {
     let data: Vec<(&str, &str, Vec<u8>)> = vec![
-        (
-            "F64",
-            "f64",
-            [1.5f64, -2.0]
-                .iter()
-                .flat_map(|v| v.to_le_bytes())
-                .collect(),
-        ),
-        (
-            "F32",
-            "f32",
-            [1.5f32, -2.0]
-                .iter()
-                .flat_map(|v| v.to_le_bytes())
-                .collect(),
-        ),
+        ("F64", "f64", [1.5f64, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect()),
+        ("F32", "f32", [1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect()),
         (
             "F16",
             "f16",
-            [1.5f32, -2.0]
-                .iter()
-                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
-                .collect(),
+            [1.5f32, -2.0].iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         ),
         (
             "BF16",
             "bf16",
-            [1.5f32, -2.0]
-                .iter()
-                .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
-                .collect(),
+            [1.5f32, -2.0].iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         ),
     ];
     for (dtype, name, bytes) in data {
@@ -163,17 +117,9 @@ fn every_element_type_reads_to_the_asked_type() {
         );
         let opened = open(file(&json, &bytes)).unwrap();
         for wanted in [DType::F32, DType::F64, DType::BF16, DType::F16] {
-            let tensor = opened
-                .tensor(name)
-                .unwrap()
-                .to_tensor(Some(wanted))
-                .unwrap();
+            let tensor = opened.tensor(name).unwrap().to_tensor(Some(wanted)).unwrap();
             assert_eq!(tensor.dtype(), wanted);
-            let values = tensor
-                .to_dtype(DType::F32)
-                .unwrap()
-                .to_vec1::<f32>()
-                .unwrap();
+            let values = tensor.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
             assert_eq!(values, [1.5, -2.0]);
         }
     }
@@ -208,11 +154,7 @@ fn not_a_number_is_named_with_index_and_offset() {
     let path = folder.path().join("x.safetensors");
     let bad = Tensor::from_vec(vec![0f32, 1.0, f32::NAN, 2.0], (2, 2), &Device::Cpu).unwrap();
     save(&path, [("bad", &bad)], &BTreeMap::new()).unwrap();
-    let message = Checkpoint::open(&path)
-        .unwrap()
-        .check_finite()
-        .unwrap_err()
-        .to_string();
+    let message = Checkpoint::open(&path).unwrap().check_finite().unwrap_err().to_string();
     assert!(
         message.contains("tensor `bad`") && message.contains("value 2 of shape [2, 2] is NaN"),
         "{message}"
@@ -221,14 +163,10 @@ fn not_a_number_is_named_with_index_and_offset() {
 
 fn samples() -> Vec<(String, Tensor)> {
     let make = |n: usize, dtype| {
-        Tensor::from_vec(
-            (0..n).map(|i| i as f32).collect::<Vec<_>>(),
-            (n,),
-            &Device::Cpu,
-        )
-        .unwrap()
-        .to_dtype(dtype)
-        .unwrap()
+        Tensor::from_vec((0..n).map(|i| i as f32).collect::<Vec<_>>(), (n,), &Device::Cpu)
+            .unwrap()
+            .to_dtype(dtype)
+            .unwrap()
     };
     vec![
         ("w.1".into(), make(5, DType::F32)),
@@ -243,20 +181,9 @@ fn save_samples(folder: &Path, max_bytes: u64) -> Vec<std::path::PathBuf> {
     let tensors = samples();
     let specs: Vec<_> = tensors.iter().map(|(n, t)| TensorSpec::of(n, t)).collect();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
-    save_sharded(
-        folder,
-        &specs,
-        &metadata,
-        ShardOptions { max_bytes },
-        |spec| {
-            Ok(tensors
-                .iter()
-                .find(|(n, _)| *n == spec.name)
-                .unwrap()
-                .1
-                .clone())
-        },
-    )
+    save_sharded(folder, &specs, &metadata, ShardOptions { max_bytes }, |spec| {
+        Ok(tensors.iter().find(|(n, _)| *n == spec.name).unwrap().1.clone())
+    })
     .unwrap()
 }
 
@@ -271,10 +198,7 @@ fn shards_and_single_file_round_trip_and_replace_each_other() {
         for (name, tensor) in samples() {
             let read = checkpoint.tensor(&name).unwrap().to_tensor(None).unwrap();
             assert_eq!(read.dtype(), tensor.dtype());
-            assert_eq!(
-                convert::encode(&read).unwrap(),
-                convert::encode(&tensor).unwrap()
-            );
+            assert_eq!(convert::encode(&read).unwrap(), convert::encode(&tensor).unwrap());
         }
     }
     // What was written is what the reference implementation reads.
@@ -291,26 +215,15 @@ fn index_must_stay_in_its_folder_and_match_its_shards() {
     save_samples(folder.path(), 20);
     let index = folder.path().join(INDEX_FILE);
     let text = std::fs::read_to_string(&index).unwrap();
-    for hostile in [
-        "../up.safetensors",
-        "/etc/passwd",
-        "sub/x.safetensors",
-        "..",
-    ] {
-        std::fs::write(
-            &index,
-            text.replacen("model-00001-of-00003.safetensors", hostile, 1),
-        )
-        .unwrap();
+    for hostile in ["../up.safetensors", "/etc/passwd", "sub/x.safetensors", ".."] {
+        std::fs::write(&index, text.replacen("model-00001-of-00003.safetensors", hostile, 1))
+            .unwrap();
         let message = Checkpoint::open(folder.path()).unwrap_err().to_string();
         assert!(message.contains("outside its folder"), "{message}");
     }
     std::fs::write(&index, text.replace("\"w.1\"", "\"w.9\"")).unwrap();
     let message = Checkpoint::open(folder.path()).unwrap_err().to_string();
-    assert!(
-        message.contains("tensor `w.9`") && message.contains("absent"),
-        "{message}"
-    );
+    assert!(message.contains("tensor `w.9`") && message.contains("absent"), "{message}");
     std::fs::remove_file(&index).unwrap();
     assert!(Checkpoint::open(folder.path()).is_err());
 }
@@ -319,20 +232,11 @@ fn index_must_stay_in_its_folder_and_match_its_shards() {
 fn a_tensor_unlike_its_spec_leaves_no_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
-    let spec = TensorSpec {
-        name: "a".into(),
-        dtype: DType::F32,
-        shape: vec![3],
-    };
+    let spec = TensorSpec { name: "a".into(), dtype: DType::F32, shape: vec![3] };
     let other = Tensor::zeros((4,), DType::F32, &Device::Cpu).unwrap();
     assert!(
-        write_file(
-            &path,
-            std::slice::from_ref(&spec),
-            &BTreeMap::new(),
-            |_| Ok(other.clone())
-        )
-        .is_err()
+        write_file(&path, std::slice::from_ref(&spec), &BTreeMap::new(), |_| Ok(other.clone()))
+            .is_err()
     );
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     let twice = [spec.clone(), spec];

@@ -26,23 +26,14 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// The spec of an existing tensor under `name`.
     pub fn of(name: impl Into<String>, tensor: &Tensor) -> Self {
-        Self {
-            name: name.into(),
-            dtype: tensor.dtype(),
-            shape: tensor.dims().to_vec(),
-        }
+        Self { name: name.into(), dtype: tensor.dtype(), shape: tensor.dims().to_vec() }
     }
 
     fn bytes(&self) -> Result<u64> {
-        let elements = self
-            .shape
-            .iter()
-            .try_fold(1u64, |n, &d| n.checked_mul(d as u64));
-        elements
-            .and_then(|n| n.checked_mul(self.dtype.size_in_bytes() as u64))
-            .ok_or_else(|| {
-                Error::invalid(format!("tensor `{}`", self.name), "is too large to store")
-            })
+        let elements = self.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
+        elements.and_then(|n| n.checked_mul(self.dtype.size_in_bytes() as u64)).ok_or_else(|| {
+            Error::invalid(format!("tensor `{}`", self.name), "is too large to store")
+        })
     }
 }
 
@@ -56,9 +47,7 @@ pub struct ShardOptions {
 impl Default for ShardOptions {
     /// Five gigabytes, as other tools split.
     fn default() -> Self {
-        Self {
-            max_bytes: 5_000_000_000,
-        }
+        Self { max_bytes: 5_000_000_000 }
     }
 }
 
@@ -82,8 +71,7 @@ pub fn write_file(
     let header = header_json(&order, metadata)?;
     atomic::write_with(path, |out| {
         let failed = |e| Error::io(path, "write", e);
-        out.write_all(&(header.len() as u64).to_le_bytes())
-            .map_err(failed)?;
+        out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
         out.write_all(header.as_bytes()).map_err(failed)?;
         for spec in order {
             let tensor = make(spec)?;
@@ -115,10 +103,7 @@ pub fn save<'a>(
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
     let tensors: BTreeMap<&str, &Tensor> = tensors.into_iter().collect();
-    let specs: Vec<_> = tensors
-        .iter()
-        .map(|(name, t)| TensorSpec::of(*name, t))
-        .collect();
+    let specs: Vec<_> = tensors.iter().map(|(name, t)| TensorSpec::of(*name, t)).collect();
     write_file(path, &specs, metadata, |spec| {
         tensors
             .get(spec.name.as_str())

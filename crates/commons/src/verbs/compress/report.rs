@@ -13,9 +13,9 @@ use super::settings::CompressConfig;
 use crate::cli::App;
 use crate::error::Result;
 use crate::model::{Cost, size_on_disk};
-use commons_core::format::{bytes, grouped, number, si};
 use crate::output::Grid;
 use crate::verbs::inspect::{Line, describe, show_sharing};
+use commons_core::format::{bytes, grouped, number, si};
 
 /// Name of the report in the result.
 pub const FILE: &str = "report.json";
@@ -74,7 +74,8 @@ pub struct Report {
 /// # Errors
 /// Never for a decoder that was made.
 pub fn lines(model: &Decoder) -> Result<Vec<Line>> {
-    let shapes: BTreeMap<&str, &[usize]> = model.bank.stored_vars().map(|(n, v)| (n, v.dims())).collect();
+    let shapes: BTreeMap<&str, &[usize]> =
+        model.bank.stored_vars().map(|(n, v)| (n, v.dims())).collect();
     Ok(describe(model.bank.plan(), &shapes))
 }
 
@@ -90,7 +91,8 @@ impl Report {
     fn grid(&self) -> Grid {
         let stages = self.stages();
         let titles: Vec<String> = stages.iter().map(|(name, _)| format!(">{name}")).collect();
-        let columns: Vec<&str> = [""].into_iter().chain(titles.iter().map(String::as_str)).collect();
+        let columns: Vec<&str> =
+            [""].into_iter().chain(titles.iter().map(String::as_str)).collect();
         let mut grid = Grid::new(&columns);
         let mut row = |label: &str, cell: &dyn Fn(&Measured) -> String| {
             grid.row([label.to_owned()].into_iter().chain(stages.iter().map(|(_, m)| cell(m))));
@@ -98,7 +100,12 @@ impl Report {
         row("stored parameters", &|m| grouped(m.cost.stored as i64));
         row("logical parameters", &|m| grouped(m.cost.logical as i64));
         row("stored bytes (f32)", &|m| bytes(m.cost.bytes as u64));
-        row("of the original", &|m| format!("{:.1} %", 100. * m.cost.stored as f64 / self.original.cost.stored.max(1) as f64));
+        row("of the original", &|m| {
+            format!(
+                "{:.1} %",
+                100. * m.cost.stored as f64 / self.original.cost.stored.max(1) as f64
+            )
+        });
         row("perplexity", &|m| number(m.quality.perplexity));
         row("bits per byte", &|m| number(m.quality.bits_per_byte));
         row("generation, tokens/s", &|m| number(m.tokens_per_second));
@@ -128,10 +135,17 @@ impl Report {
                 number(h.last_loss),
             ))?;
         }
-        app.out.text(&format!("measured on {} tokens; {}", grouped(self.shared.quality.tokens as i64), self.apart()))?;
+        app.out.text(&format!(
+            "measured on {} tokens; {}",
+            grouped(self.shared.quality.tokens as i64),
+            self.apart()
+        ))?;
         let size = size_on_disk(self.out.as_ref())?;
         app.out.text(&format!("wrote {} ({})", app.out.bold(&self.out), bytes(size)))?;
-        app.out.text(&app.out.dim(&format!("look at it: commons inspect {0}    use it: commons generate {0}", self.out)))
+        app.out.text(&app.out.dim(&format!(
+            "look at it: commons inspect {0}    use it: commons generate {0}",
+            self.out
+        )))
     }
 
     fn apart(&self) -> &str {
@@ -197,7 +211,8 @@ impl Plan {
         app.out.text("")?;
         let mut grid = Grid::new(&["", ">original", ">shared"]);
         let both = |cell: &dyn Fn(&Cost) -> String| [cell(&self.original), cell(&self.shared)];
-        let mut row = |label: &str, cells: [String; 2]| grid.row([label.to_owned()].into_iter().chain(cells));
+        let mut row =
+            |label: &str, cells: [String; 2]| grid.row([label.to_owned()].into_iter().chain(cells));
         row("stored parameters", both(&|c| grouped(c.stored as i64)));
         row("logical parameters", both(&|c| grouped(c.logical as i64)));
         row("stored bytes (f32)", both(&|c| bytes(c.bytes as u64)));

@@ -94,7 +94,8 @@ impl CompressConfig {
     /// # Errors
     /// When it cannot be written as JSON.
     pub fn record(&self, division: &Division) -> Result<Value> {
-        let mut record = serde_json::to_value(self).map_err(|e| Failure::failed(format!("settings: {e}")))?;
+        let mut record =
+            serde_json::to_value(self).map_err(|e| Failure::failed(format!("settings: {e}")))?;
         record["verb"] = "compress".into();
         record["commons"] = env!("CARGO_PKG_VERSION").into();
         record["train_text"] = division.train.digest().into();
@@ -115,8 +116,11 @@ pub fn data(config: &CompressConfig) -> Result<&str> {
     match &config.data {
         Some(name) => Ok(name),
         None if is_embedded(&config.model) => Ok(CORPUS),
-        None => Err(Failure::usage("--data", format!("is missing: `{}` needs text to calibrate, heal and measure on", config.model))
-            .help("give a text file or a name, as in --data book.txt or --data shakespeare")),
+        None => Err(Failure::usage(
+            "--data",
+            format!("is missing: `{}` needs text to calibrate, heal and measure on", config.model),
+        )
+        .help("give a text file or a name, as in --data book.txt or --data shakespeare")),
     }
 }
 
@@ -130,7 +134,8 @@ pub fn method(slug: &str) -> Result<&'static dyn AnyCompress> {
         let known: Vec<String> = COMPRESSORS.iter().map(|c| c.slug().to_owned()).collect();
         let near = nearest(slug, &known);
         let help = if near.is_empty() {
-            let lines: Vec<String> = COMPRESSORS.iter().map(|c| format!("{}: {}", c.slug(), c.summary())).collect();
+            let lines: Vec<String> =
+                COMPRESSORS.iter().map(|c| format!("{}: {}", c.slug(), c.summary())).collect();
             format!("methods that compress:\n{}", lines.join("\n"))
         } else {
             format!("did you mean {}?", near.join(" or "))
@@ -160,7 +165,12 @@ fn has(options: &Value, key: &str) -> bool {
 }
 
 /// The option of `compressor` that `flag` stands for, or why there is none.
-fn check_shortcut(flag: &str, key: &str, compressor: &dyn AnyCompress, options: &Value) -> Result<()> {
+fn check_shortcut(
+    flag: &str,
+    key: &str,
+    compressor: &dyn AnyCompress,
+    options: &Value,
+) -> Result<()> {
     if has(options, key) {
         return Ok(());
     }
@@ -170,10 +180,18 @@ fn check_shortcut(flag: &str, key: &str, compressor: &dyn AnyCompress, options: 
             others.push(format!("--method {}", other.slug()));
         }
     }
-    let own: Vec<&str> = options.as_object().map(|m| m.keys().map(String::as_str).collect()).unwrap_or_default();
-    let elsewhere = if others.is_empty() { String::new() } else { format!("use it with {}; ", others.join(" or ")) };
-    Err(Failure::usage(flag, format!("`{}` has no such option", compressor.slug()))
-        .help(format!("{elsewhere}options of {}: {}", compressor.slug(), own.join(", "))))
+    let own: Vec<&str> =
+        options.as_object().map(|m| m.keys().map(String::as_str).collect()).unwrap_or_default();
+    let elsewhere = if others.is_empty() {
+        String::new()
+    } else {
+        format!("use it with {}; ", others.join(" or "))
+    };
+    Err(Failure::usage(flag, format!("`{}` has no such option", compressor.slug())).help(format!(
+        "{elsewhere}options of {}: {}",
+        compressor.slug(),
+        own.join(", ")
+    )))
 }
 
 /// Lays file, options and `--set` over the defaults of the method they name. Defaults that depend
@@ -198,7 +216,12 @@ pub fn resolve(app: &App, args: &CompressArgs, shape: Option<&DecoderConfig>) ->
         options = options.put(&format!("{SECTION}.{key}"), value);
     }
     let layers = Layer::all(app.global.config.as_deref(), &options, &app.global.set)?;
-    let slug = layers.iter().rev().find_map(|l| l.get("method")).and_then(Value::as_str).map(str::to_owned);
+    let slug = layers
+        .iter()
+        .rev()
+        .find_map(|l| l.get("method"))
+        .and_then(Value::as_str)
+        .map(str::to_owned);
     let compressor = method(slug.as_deref().unwrap_or("relaxed-recursive"))?;
     let defaults = CompressConfig::defaults(compressor, shape)?;
     for (flag, key, value) in shortcuts(args) {
@@ -206,7 +229,8 @@ pub fn resolve(app: &App, args: &CompressArgs, shape: Option<&DecoderConfig>) ->
             check_shortcut(flag, key, compressor, &defaults.options)?;
         }
     }
-    let tree = serde_json::to_value(&defaults).map_err(|e| Failure::failed(format!("defaults: {e}")))?;
+    let tree =
+        serde_json::to_value(&defaults).map_err(|e| Failure::failed(format!("defaults: {e}")))?;
     let layers: Vec<Layer> = layers.into_iter().map(|l| l.into_section(&tree, SECTION)).collect();
     let config: CompressConfig = config::read(&config::merge(tree, &layers)?)?;
     let mut heal = compressor.healing(&config.options)?;

@@ -105,8 +105,10 @@ impl Job<'_> {
         let config = &self.settings.config;
         let windows = windows(loaded, config.eval_context, None, Some(config.eval_tokens));
         let stop = || self.app.stop.leave(Some(resume_command()), &self.app.out);
-        let quality: Perplexity = measure(self.app, loaded, &self.division.test, windows, what, stop)?;
-        let tokens = loaded.tokenizer.encode(&self.division.test.text[..self.prompt_end()], false)?;
+        let quality: Perplexity =
+            measure(self.app, loaded, &self.division.test, windows, what, stop)?;
+        let tokens =
+            loaded.tokenizer.encode(&self.division.test.text[..self.prompt_end()], false)?;
         let prompt = &tokens[..tokens.len().clamp(1, PROMPT_TOKENS).min(tokens.len())];
         Ok(Measured {
             cost: Cost::of(&loaded.model)?,
@@ -138,7 +140,8 @@ impl Job<'_> {
                 *pattern = json!({});
             }
             let tokens = calibration(self.app, config, original, self.division)?;
-            let shared = share(self.app, config, self.settings.compressor, original, &tokens, &options)?;
+            let shared =
+                share(self.app, config, self.settings.compressor, original, &tokens, &options)?;
             self.measure(&with_model(original, shared.model), "tied")
         };
         work.stage("tied-measured", make).map(Some)
@@ -150,8 +153,17 @@ impl Job<'_> {
         if !folder.is_dir() {
             let config = &self.settings.config;
             let tokens = calibration(self.app, config, original, self.division)?;
-            let shared = share(self.app, config, self.settings.compressor, original, &tokens, &config.options)
-                .map_err(|f| if f.is_interrupted() { Failure::interrupted(Some(resume_command())) } else { f })?;
+            let shared = share(
+                self.app,
+                config,
+                self.settings.compressor,
+                original,
+                &tokens,
+                &config.options,
+            )
+            .map_err(|f| {
+                if f.is_interrupted() { Failure::interrupted(Some(resume_command())) } else { f }
+            })?;
             let bank = &shared.model.bank;
             let trainable: BTreeSet<&str> = bank.trainable().map(|(n, _)| n).collect();
             let frozen = bank.stored_vars().map(|(n, _)| n).filter(|n| !trainable.contains(n));
@@ -178,15 +190,22 @@ impl Job<'_> {
         let settings = &self.settings.heal;
         let began = Instant::now();
         let teacher = match &self.settings.config.teacher {
-            Some(name) => model::load(self.app, name).during(|| "loading the teacher".into())?.model,
+            Some(name) => {
+                model::load(self.app, name).during(|| "loading the teacher".into())?.model
+            }
             None => original.model,
         };
         let tokens = shared.tokenizer.encode(&self.division.train.text, false)?;
-        let run = HealRun { folder: Some(work.path("healing")), resume: true, stop: self.app.stop.flag() };
+        let run = HealRun {
+            folder: Some(work.path("healing")),
+            resume: true,
+            stop: self.app.stop.flag(),
+        };
         let mut steps = Steps::new(&self.app.progress, "healing", settings.train.steps);
         let teacher = teacher.baked()?;
-        let healed = heal(&shared.model, Some(&teacher), tokens, settings, &run, |step| steps.observe(step))
-            .during(|| "healing".into())?;
+        let healed =
+            heal(&shared.model, Some(&teacher), tokens, settings, &run, |step| steps.observe(step))
+                .during(|| "healing".into())?;
         drop(steps);
         if healed.outcome == Outcome::Interrupted {
             return Err(Failure::interrupted(Some(resume_command())));
@@ -196,7 +215,10 @@ impl Job<'_> {
             steps: kept.losses.len(),
             first_loss: kept.losses.first().copied().unwrap_or(f64::NAN),
             last_loss: kept.losses.last().copied().unwrap_or(f64::NAN),
-            tokens: kept.losses.len() * settings.train.batch_size * settings.train.seq_len * settings.train.gradient_accumulation_steps,
+            tokens: kept.losses.len()
+                * settings.train.batch_size
+                * settings.train.seq_len
+                * settings.train.gradient_accumulation_steps,
             seconds: began.elapsed().as_secs_f64(),
         };
         Ok((shared, report))
@@ -207,13 +229,17 @@ impl Job<'_> {
         let result = work.result();
         match self.settings.config.format {
             Format::Hf => {
-                shared.save(&result, SaveFormat::Shared(DType::F32)).during(|| "writing the result".into())?;
+                shared
+                    .save(&result, SaveFormat::Shared(DType::F32))
+                    .during(|| "writing the result".into())?;
                 write_json_atomic(result.join(SETTINGS), self.record)?;
                 write_json_atomic(result.join(FILE), report)?;
                 write_atomic(result.join("README.md"), report.card())?;
             }
             Format::Gguf => {
-                shared.save(&result, SaveFormat::Gguf(GgmlType::F16)).during(|| "writing the result".into())?;
+                shared
+                    .save(&result, SaveFormat::Gguf(GgmlType::F16))
+                    .during(|| "writing the result".into())?;
             }
         }
         work.publish()

@@ -23,7 +23,9 @@ pub struct Line {
 
 /// Whether `name` is an output head that is the embedding, which plain checkpoints store once too.
 pub fn is_tied_head(name: &str, entry: &Entry) -> bool {
-    name.ends_with("lm_head.weight") && matches!(entry.share, Share::Same { .. }) && entry.plus.is_empty()
+    name.ends_with("lm_head.weight")
+        && matches!(entry.share, Share::Same { .. })
+        && entry.plus.is_empty()
 }
 
 /// Number of elements of the weight an entry makes.
@@ -34,7 +36,9 @@ pub fn elements(entry: &Entry, stored: &BTreeMap<&str, u64>) -> u64 {
         Share::Same { owner } => of(owner),
         Share::Combine { atoms, .. } => atoms.first().map_or(0, |a| of(a)),
         Share::Hashed { shape, .. } => shape.iter().map(|&d| d as u64).product(),
-        Share::Slice { ranges, .. } => ranges.iter().map(|(s, e)| e.saturating_sub(*s) as u64).product(),
+        Share::Slice { ranges, .. } => {
+            ranges.iter().map(|(s, e)| e.saturating_sub(*s) as u64).product()
+        }
         Share::Noise { base, .. } => of(base),
     }
 }
@@ -134,7 +138,8 @@ fn layer_groups(groups: &[Vec<usize>]) -> String {
 
 /// Names of weights of one layer, shortened: `q k v o gate up down, 2 norms`.
 fn modules(weights: &BTreeSet<&str>) -> String {
-    const ORDER: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    const ORDER: [&str; 7] =
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     let module = |w: &str| {
         let w = w.strip_suffix(".weight").unwrap_or(w);
         w.rsplit_once('.').map_or(w, |(_, last)| if last == "bias" { w } else { last }).to_owned()
@@ -178,7 +183,8 @@ fn low_rank(plan: &SharingPlan, shapes: &BTreeMap<&str, &[usize]>) -> Option<Lin
             let shape = |n: &str| shapes.get(n).copied().unwrap_or(&[]);
             let rank = shape(&term.a).first().copied().unwrap_or(0);
             *ranks.entry(rank).or_default() += 1;
-            parameters += shape(&term.a).iter().product::<usize>() + shape(&term.b).iter().product::<usize>();
+            parameters +=
+                shape(&term.a).iter().product::<usize>() + shape(&term.b).iter().product::<usize>();
             match split_layer(name) {
                 Some((layer, rest)) => {
                     layers.insert(layer);
@@ -197,12 +203,16 @@ fn low_rank(plan: &SharingPlan, shapes: &BTreeMap<&str, &[usize]>) -> Option<Lin
         1 => format!("rank {}", ranks.keys().next().unwrap_or(&0)),
         _ => ranks.iter().map(|(r, n)| format!("{n} of rank {r}")).collect::<Vec<_>>().join(", "),
     };
-    let where_ = if layers.is_empty() { String::new() } else { format!(" in {} layers", layers.len()) };
+    let where_ =
+        if layers.is_empty() { String::new() } else { format!(" in {} layers", layers.len()) };
     Some(Line {
         kind: "low-rank",
         weights: ranks.values().sum(),
         which: modules(&names),
-        how: format!("{ranks_text}{where_}, {} parameters", commons_core::format::grouped(parameters as i64)),
+        how: format!(
+            "{ranks_text}{where_}, {} parameters",
+            commons_core::format::grouped(parameters as i64)
+        ),
     })
 }
 
@@ -219,7 +229,9 @@ fn other(plan: &SharingPlan) -> Vec<Line> {
     for (name, entry) in plan.iter() {
         let (kind, sources): (_, Vec<&str>) = match &entry.share {
             Share::Own | Share::Same { .. } => continue,
-            Share::Combine { atoms, .. } => ("combined", atoms.iter().map(String::as_str).collect()),
+            Share::Combine { atoms, .. } => {
+                ("combined", atoms.iter().map(String::as_str).collect())
+            }
             Share::Hashed { pool, .. } => ("hashed", vec![pool]),
             Share::Slice { of, .. } => ("sliced", vec![of]),
             Share::Noise { base, .. } => ("noise", vec![base]),
@@ -257,14 +269,19 @@ mod tests {
                 let owner = format!("bank.loop.{}.{module}.weight", layer % 15);
                 let mut entry = Entry::same(owner);
                 if module != "input_layernorm" {
-                    entry.plus.push(LowRank { a: format!("a{layer}{module}"), b: "b".into(), scale: 1. });
+                    entry.plus.push(LowRank {
+                        a: format!("a{layer}{module}"),
+                        b: "b".into(),
+                        scale: 1.,
+                    });
                 }
                 plan.set(format!("model.layers.{layer}.{module}.weight"), entry);
             }
         }
         plan.set("lm_head.weight", Entry::same("model.embed_tokens.weight"));
-        let names: Vec<String> =
-            (0..30).flat_map(|l| ["self_attn.q_proj", "mlp.up_proj"].map(|m| format!("a{l}{m}"))).collect();
+        let names: Vec<String> = (0..30)
+            .flat_map(|l| ["self_attn.q_proj", "mlp.up_proj"].map(|m| format!("a{l}{m}")))
+            .collect();
         let shape = [8usize, 64];
         let shapes = names.iter().map(|n| (n.as_str(), &shape[..])).collect();
         let lines = describe(&plan, &shapes);

@@ -6,9 +6,9 @@ use commons_nn::model::DecoderConfig;
 use commons_nn::tokenizer::Tokenizer;
 use serde_json::Value;
 
+use crate::cli::App;
 use crate::config::nearest;
 use crate::error::{During, Failure, Result};
-use crate::cli::App;
 use crate::model;
 
 /// The preset taken when none is named.
@@ -80,15 +80,25 @@ pub fn resolve(name: &str, donor: &Donor) -> Result<DecoderConfig> {
     if !path.exists() {
         let known: Vec<String> = PRESETS.iter().map(|p| p.0.to_owned()).collect();
         let near = nearest(name, &known);
-        let help = if near.is_empty() { format!("presets: {}; or give a config.json", known.join(", ")) } else { format!("did you mean {}?", near.join(" or ")) };
-        return Err(Failure::usage(format!("--arch {name}"), "is neither a preset nor a file").help(help));
+        let help = if near.is_empty() {
+            format!("presets: {}; or give a config.json", known.join(", "))
+        } else {
+            format!("did you mean {}?", near.join(" or "))
+        };
+        return Err(
+            Failure::usage(format!("--arch {name}"), "is neither a preset nor a file").help(help)
+        );
     }
     let file = if path.is_dir() { path.join("config.json") } else { path.to_owned() };
     let object = commons_nn::format::folder::read_config(&file)?;
-    let config = DecoderConfig::from_json(&Value::Object(object)).during(|| file.display().to_string())?;
+    let config =
+        DecoderConfig::from_json(&Value::Object(object)).during(|| file.display().to_string())?;
     if config.vocab_size < vocab {
-        return Err(Failure::usage(format!("{}: vocab_size", file.display()), format!("{} is less than the {vocab} tokens of the tokenizer", config.vocab_size))
-            .help("raise vocab_size, or take another --tokenizer"));
+        return Err(Failure::usage(
+            format!("{}: vocab_size", file.display()),
+            format!("{} is less than the {vocab} tokens of the tokenizer", config.vocab_size),
+        )
+        .help("raise vocab_size, or take another --tokenizer"));
     }
     Ok(special(config))
 }
