@@ -122,7 +122,8 @@ proptest! {
             let gram = svd.a.matmul(&svd.a.t().unwrap()).unwrap().to_vec2::<f32>().unwrap();
             for (i, row) in gram.iter().enumerate() {
                 for (j, value) in row.iter().enumerate() {
-                    prop_assert!((value - if i == j { 1. } else { 0. }).abs() < 1e-5);
+                    let wanted = f32::from(u8::from(i == j));
+                    prop_assert!((value - wanted).abs() < 1e-5, "{} at {}, {}", value, i, j);
                 }
             }
         }
