@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use commons_core::evidence::{Method, Paper, RunResult, Verdict};
+use commons_core::evidence::{Method, RunResult, Verdict};
 use serde::Serialize;
 
 use crate::config::nearest;
@@ -88,11 +88,6 @@ impl Verdicts {
         ];
         parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
-}
-
-/// Title, year and link on one line.
-pub fn reference(paper: &Paper) -> String {
-    format!("{} ({}), {}", paper.title, paper.year, paper.link)
 }
 
 #[cfg(test)]

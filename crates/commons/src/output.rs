@@ -124,11 +124,6 @@ impl Grid {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// The table as text of at most `width` columns where its cells allow it.
     pub fn render(&self, width: usize, color: bool) -> String {
         let count = self.head.len();

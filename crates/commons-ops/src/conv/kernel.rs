@@ -81,8 +81,9 @@ pub(super) struct Correlation<'a, T> {
     pub bases: &'a [u32],
     pub panel: &'a [T],
     pub positions: usize,
-    /// `[m][bases.len()]`.
+    /// `[m][stride]`, of which `bases.len()` elements per row.
     pub out: &'a mut [T],
+    pub stride: usize,
 }
 
 /// A scalar with the two inner loops of a convolution.
@@ -115,7 +116,7 @@ impl Element for f64 {
     }
 
     fn correlate(task: Correlation<'_, Self>) {
-        for (row, out) in task.rows.chunks(task.pitch).zip(task.out.chunks_mut(task.bases.len())) {
+        for (row, out) in task.rows.chunks(task.pitch).zip(task.out.chunks_mut(task.stride)) {
             for (o, &base) in out.iter_mut().zip(task.bases) {
                 let column = &task.panel[base as usize..];
                 *o += row[..task.positions].iter().zip(column).map(|(a, b)| a * b).sum::<f64>();
@@ -242,7 +243,7 @@ impl WithSimd for Correlation<'_, f32> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Correlation { rows, pitch, bases, panel, positions, out } = self;
+        let Correlation { rows, pitch, bases, panel, positions, out, stride } = self;
         let count = rows.len() / pitch.max(1);
         let blocks = positions.div_ceil(UNROLL * S::F32_LANES);
         let columns = bases.len();
@@ -255,8 +256,8 @@ impl WithSimd for Correlation<'_, f32> {
             } else {
                 1
             };
-            let at = DotsAt { rows: &rows[row * pitch..], pitch, panel, blocks };
-            let out = &mut out[row * columns..];
+            let at = DotsAt { rows: &rows[row * pitch..], pitch, panel, blocks, stride };
+            let out = &mut out[row * stride..];
             for first in (0..columns).step_by(6) {
                 match height {
                     4 => dots::<S, 4, 6>(simd, at, bases, first, out),
@@ -281,6 +282,7 @@ struct DotsAt<'a> {
     pitch: usize,
     panel: &'a [f32],
     blocks: usize,
+    stride: usize,
 }
 
 /// `MR × NC` dot products accumulated in registers. Columns past the last are computed again
@@ -317,7 +319,7 @@ fn dots<S: Simd, const MR: usize, const NC: usize>(
     }
     let count = NC.min(bases.len() - first);
     for m in 0..MR {
-        let out = &mut out[m * bases.len() + first..][..count];
+        let out = &mut out[m * at.stride + first..][..count];
         for c in 0..NC {
             if c < count {
                 out[c] += simd.reduce_sum_f32s(sums[m][c]);

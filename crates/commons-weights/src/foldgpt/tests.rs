@@ -89,7 +89,7 @@ fn close(a: &[f32], b: &[f32], tolerance: f32) {
     }
 }
 
-fn quiet(_: &str, _: usize, _: usize) -> crate::Result<()> {
+fn quiet(_: &str, _: usize, _: usize) -> Result<()> {
     Ok(())
 }
 

@@ -194,12 +194,13 @@ fn the_stream_never_changes() {
     let text = generate(Seed::new(0), Split::Train, 4096);
     let head: Vec<&str> = text.lines().take(6).collect();
     let golden = [
-        "copy aaaahdhd: aaaahdhd",
-        "reverse daed: dead",
-        "22-14=8",
-        "sort 03193: 01339",
-        "count b in cabad: 1",
-        "91-25=66",
+        "91+18=109",
+        "One night Hana and Clara met in the hall. Hana had a green key. Clara had a yellow ring. \
+         Hana left the key in the hall. Clara went to the cave. What color is the key? green",
+        "count d in cbcaac: 0",
+        "78-38=40",
+        "reverse affeh: heffa",
+        "count c in abbbbd: 0",
     ];
     assert_eq!(head, golden);
     assert_eq!(hash(&text), 14_707_280_975_897_060_479);
