@@ -10,6 +10,7 @@ mod error;
 pub mod foldgpt;
 pub mod heal;
 pub mod material;
+pub mod relaxed_recursive;
 
 pub use compress::{AnyCompress, Compress, Context, Shared};
 pub use error::{Error, Result};
@@ -17,7 +18,8 @@ pub use error::{Error, Result};
 use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
-pub const METHODS: &[&dyn Method] = &[&foldgpt::Evidence];
+pub const METHODS: &[&dyn Method] = &[&foldgpt::Evidence, &relaxed_recursive::Evidence];
 
 /// Methods that compress a pretrained decoder.
-pub const COMPRESSORS: &[&dyn AnyCompress] = &[&foldgpt::FoldGpt];
+pub const COMPRESSORS: &[&dyn AnyCompress] =
+    &[&foldgpt::FoldGpt, &relaxed_recursive::RelaxedRecursive];

@@ -7,8 +7,7 @@ use crate::source::{find_name, line_of};
 use crate::tree::{File, Tree};
 
 /// Files every method's folder holds.
-const FILES: &[&str] =
-    &["mod.rs", "evidence.rs", "tests.rs", "smoke.toml", "full.toml"];
+const FILES: &[&str] = &["mod.rs", "evidence.rs", "tests.rs", "smoke.toml", "full.toml"];
 
 /// Headings of a method's documentation, in order.
 pub const HEADINGS: &[&str] =

@@ -7,7 +7,6 @@
 
 pub mod removal;
 pub mod scratch;
-pub mod source;
 #[cfg(test)]
 mod tests;
 

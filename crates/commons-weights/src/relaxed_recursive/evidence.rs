@@ -4,15 +4,12 @@ use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, R
 use commons_core::progress::Task;
 use commons_core::table::{Table, Unit};
 use commons_core::{Seed, cells};
-use commons_nn::data::corpus::{self, Split};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::study::{Ending, Material, Start, Study, Variant};
-use crate::baseline::scratch::{ScratchConfig, byte_tokens, train_from_scratch};
-use crate::baseline::source::{open_decoder, open_text};
+use super::study::{Ending, Start, Study, Variant};
 use crate::compress::Context;
-use crate::heal::HealRun;
+use crate::material::{Material, MaterialConfig};
 use crate::{Error, Result};
 
 /// The evidence for [`super::RelaxedRecursive`].
@@ -23,33 +20,17 @@ pub struct Evidence;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// `scratch` (a decoder over bytes, trained first), or the name or path of a pretrained decoder.
-    pub model: String,
-    /// Text of training from scratch and of healing: `stories` (generated), or a name or path.
-    pub train_text: String,
-    /// Text that is scored.
-    pub test_text: String,
-    /// Bytes of generated or longer text that are used, per split.
-    pub text_bytes: usize,
-    /// The decoder trained from scratch.
-    pub scratch: ScratchConfig,
+    /// Model and texts.
+    pub material: MaterialConfig,
     /// What is compared.
     pub study: Study,
-    /// Repeats. A decoder from scratch is trained again for each, a pretrained one healed again.
+    /// Repeats: a decoder from scratch is trained again for each, a pretrained one healed again.
     pub seeds: Vec<u64>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            model: "scratch".into(),
-            train_text: "stories".into(),
-            test_text: "stories".into(),
-            text_bytes: 2 << 20,
-            scratch: ScratchConfig::default(),
-            study: Study::default(),
-            seeds: vec![0],
-        }
+        Self { material: MaterialConfig::default(), study: Study::default(), seeds: vec![0] }
     }
 }
 
@@ -138,65 +119,30 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     }
     let mut material: Option<Material> = None;
     let mut endings = Vec::new();
-    let mut originals = Vec::new();
     for &seed in &settings.seeds {
-        let again = settings.model == "scratch" || material.is_none();
-        if again {
-            material = Some(settings.material(seed, run)?);
-        }
-        let Some(material) = &material else { continue };
-        if again {
-            originals.push(starts(settings, material, seed, run)?);
-        }
-        endings.extend(healed(settings, material, seed, run)?);
+        let current = match material.take().filter(|_| settings.material.model != "scratch") {
+            Some(same) => same,
+            None => {
+                let mut config = settings.material.clone();
+                config.scratch.train.seed = seed;
+                let fresh = config.prepare(Seed::new(seed), run)?;
+                starts(settings, &fresh, seed, run)?;
+                fresh
+            }
+        };
+        endings.extend(healed(settings, &current, seed, run)?);
+        material = Some(current);
     }
-    run.table(ending_table(&endings, &originals));
+    run.table(ending_table(&endings));
     Ok(())
 }
 
-impl Settings {
-    fn material(&self, seed: u64, run: &mut Run) -> Result<Material> {
-        let train = self.text(&self.train_text, Split::Train, seed)?;
-        let test = self.text(&self.test_text, Split::Test, seed)?;
-        if self.model != "scratch" {
-            let loaded = open_decoder(&self.model)?;
-            let encode = |text: &str| loaded.tokenizer.encode(text, true);
-            let (heal, test) = (encode(&train)?, encode(&test)?);
-            return Ok(Material { original: loaded.model, heal, test });
-        }
-        let mut scratch = self.scratch.clone();
-        scratch.train.seed = seed;
-        let tokens = byte_tokens(&train);
-        let folder = run.checkpoints()?.join(format!("scratch-{seed}"));
-        let keep = HealRun { folder: Some(folder), resume: true, stop: run.stop().flag() };
-        let key = format!("scratch-{seed}/loss");
-        let mut logged = Ok(());
-        let original = train_from_scratch(&scratch, &tokens, &keep, |report| {
-            if logged.is_ok() {
-                logged = run.log(report.step as u64, &key, report.loss);
-            }
-        })?;
-        logged?;
-        Ok(Material { original, heal: tokens, test: byte_tokens(&test) })
-    }
-
-    /// The text called `source`, at most `text_bytes` of it.
-    fn text(&self, source: &str, split: Split, seed: u64) -> Result<String> {
-        if source == "stories" {
-            return Ok(corpus::generate(Seed::new(seed).fork("stories", 0), split, self.text_bytes));
-        }
-        let mut text = open_text(source)?;
-        let mut end = self.text_bytes.min(text.len());
-        while !text.is_char_boundary(end) {
-            end -= 1;
-        }
-        text.truncate(end);
-        Ok(text)
-    }
-}
-
 /// Calls `work` with a context that shows the progress of `run` and obeys its stop flag.
-fn with_context<T>(seed: u64, run: &Run, work: impl FnOnce(&mut Context<'_>) -> Result<T>) -> Result<T> {
+fn with_context<T>(
+    seed: u64,
+    run: &Run,
+    work: impl FnOnce(&mut Context<'_>) -> Result<T>,
+) -> Result<T> {
     let shown = run.progress();
     let mut current: Option<(String, Box<dyn Task>)> = None;
     let mut progress = |what: &str, done: usize, total: usize| {
@@ -210,10 +156,10 @@ fn with_context<T>(seed: u64, run: &Run, work: impl FnOnce(&mut Context<'_>) -> 
     work(&mut Context { calibration: &[], seed, stop: run.stop().flag(), progress: &mut progress })
 }
 
-/// Scores conversions before any healing; returns the original's perplexity.
-fn starts(settings: &Settings, material: &Material, seed: u64, run: &mut Run) -> Result<f64> {
+/// Scores conversions before any healing.
+fn starts(settings: &Settings, material: &Material, seed: u64, run: &mut Run) -> Result<()> {
     let study = &settings.study;
-    let original = study.score(&material.original, material)?;
+    let original = study.score(&material.model, material)?;
     run.measure("perplexity_original", original);
     let (starts, full) = with_context(seed, run, |context| {
         Ok((study.starts(material, context)?, study.full_rank(material, context)?))
@@ -221,18 +167,19 @@ fn starts(settings: &Settings, material: &Material, seed: u64, run: &mut Run) ->
     run.measure("full_rank_loss_gap", (full.perplexity / original).ln().abs());
     run.measure("full_rank_logit_error", full.logit_error);
     run.measure("falling_share", falling_share(&starts));
-    let mut table = Table::new(format!("Right after conversion, original {original:.2} (seed {seed})"))
-        .column("init", Unit::Plain)
-        .column("rank", Unit::Plain)
-        .column("stored", Unit::Si)
-        .column("perplexity", Unit::Plain);
+    let mut table =
+        Table::new(format!("Right after conversion, original {original:.2} (seed {seed})"))
+            .column("init", Unit::Plain)
+            .column("rank", Unit::Plain)
+            .column("stored", Unit::Si)
+            .column("perplexity", Unit::Plain);
     for start in &starts {
         let init = format!("{:?}", start.init).to_lowercase();
         run.log(start.rank as u64, &format!("{init}-{seed}/perplexity by rank"), start.perplexity)?;
         table.push(cells![init, start.rank, start.stored, start.perplexity]);
     }
     run.table(table);
-    Ok(original)
+    Ok(())
 }
 
 /// Share of the steps to a larger rank, over all inits, that lower the perplexity.
@@ -245,7 +192,12 @@ fn falling_share(starts: &[Start]) -> f64 {
     steps.iter().filter(|fell| **fell).count() as f64 / steps.len().max(1) as f64
 }
 
-fn healed(settings: &Settings, material: &Material, seed: u64, run: &mut Run) -> Result<Vec<Ending>> {
+fn healed(
+    settings: &Settings,
+    material: &Material,
+    seed: u64,
+    run: &mut Run,
+) -> Result<Vec<Ending>> {
     let folder = run.checkpoints()?;
     let mut losses = Vec::new();
     let endings = with_context(seed, run, |context| {
@@ -266,9 +218,8 @@ fn healed(settings: &Settings, material: &Material, seed: u64, run: &mut Run) ->
     Ok(endings)
 }
 
-fn ending_table(endings: &[Ending], originals: &[f64]) -> Table {
-    let mean = originals.iter().sum::<f64>() / originals.len().max(1) as f64;
-    let mut table = Table::new(format!("After healing, original {mean:.2}"))
+fn ending_table(endings: &[Ending]) -> Table {
+    let mut table = Table::new("Healed")
         .column("model", Unit::Plain)
         .column("seed", Unit::Plain)
         .column("stored", Unit::Si)

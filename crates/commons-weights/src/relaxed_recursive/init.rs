@@ -83,7 +83,9 @@ impl Looping {
         for (j, sources) in self.sources.iter().enumerate() {
             let depths = (0..self.loops).map(|b| j + b * self.unique);
             let all: Vec<usize> = sources.iter().copied().chain(depths).collect();
-            if let Some(&other) = all.iter().find(|&&l| config.is_local(l) != config.is_local(all[0])) {
+            if let Some(&other) =
+                all.iter().find(|&&l| config.is_local(l) != config.is_local(all[0]))
+            {
                 return Err(Error::config(
                     "loops",
                     format!(

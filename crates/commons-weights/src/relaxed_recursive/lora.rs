@@ -2,9 +2,9 @@
 //! decompositions of `ΔW = W − W'`.
 
 use commons_ops::{Device, Tensor};
+use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
-use faer::diag::Diag;
 use faer::{Mat, MatRef, Par};
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -59,15 +59,19 @@ pub fn truncated_svd(matrix: &Tensor, rank: usize) -> Result<TruncatedSvd> {
     let (out, input) = matrix.dims2()?;
     let size = out.min(input);
     if rank > size {
-        return Err(Error::config("rank", format!("{rank} exceeds the smaller side of a {out}x{input} matrix")));
+        return Err(Error::config(
+            "rank",
+            format!("{rank} exceeds the smaller side of a {out}x{input} matrix"),
+        ));
     }
     let values = matrix.flatten_all()?.to_vec1::<f32>()?;
     let (mut u, mut v) = (Mat::<f32>::zeros(out, size), Mat::<f32>::zeros(input, size));
     let mut s = Diag::<f32>::zeros(size);
     let thin = ComputeSvdVectors::Thin;
     let request = svd_scratch::<f32>(out, input, thin, thin, Par::Seq, Default::default());
-    let mut memory = MemBuffer::try_new(request)
-        .map_err(|_| Error::config("rank", format!("no memory for decomposing a {out}x{input} matrix")))?;
+    let mut memory = MemBuffer::try_new(request).map_err(|_| {
+        Error::config("rank", format!("no memory for decomposing a {out}x{input} matrix"))
+    })?;
     svd(
         MatRef::from_row_major_slice(&values, out, input),
         s.as_mut(),
@@ -77,7 +81,12 @@ pub fn truncated_svd(matrix: &Tensor, rank: usize) -> Result<TruncatedSvd> {
         MemStack::new(&mut memory),
         Default::default(),
     )
-    .map_err(|_| Error::config("model", "a difference of layers has no decomposition: check the weights for NaN"))?;
+    .map_err(|_| {
+        Error::config(
+            "model",
+            "a difference of layers has no decomposition: check the weights for NaN",
+        )
+    })?;
     let singular_values: Vec<f32> = s.column_vector().iter().copied().collect();
     let mut a = Vec::<f32>::with_capacity(rank * input);
     for k in 0..rank {
@@ -129,7 +138,8 @@ impl LayerLoss {
 
     /// `‖W − W' − BA‖ / ‖W‖`.
     pub fn relative_error(&self) -> f64 {
-        ((self.delta_energy - self.kept_energy).max(0.) / self.weight_energy.max(f64::MIN_POSITIVE)).sqrt()
+        ((self.delta_energy - self.kept_energy).max(0.) / self.weight_energy.max(f64::MIN_POSITIVE))
+            .sqrt()
     }
 
     /// Sums both layers.

@@ -167,13 +167,20 @@ impl Config {
         for (matrix, shape) in &matrices {
             self.rank_of(matrix, shape)?;
         }
-        let largest = matrices.iter().filter_map(|(_, s)| s.iter().copied().min()).max().unwrap_or(0);
+        let largest =
+            matrices.iter().filter_map(|(_, s)| s.iter().copied().min()).max().unwrap_or(0);
         if self.rank > largest {
-            return Err(Error::config("rank", format!("{} exceeds {largest}, the full rank of the largest matrix", self.rank)));
+            return Err(Error::config(
+                "rank",
+                format!("{} exceeds {largest}, the full rank of the largest matrix", self.rank),
+            ));
         }
         for key in self.rank_pattern.keys() {
             if !matrices.iter().any(|(matrix, _)| matrix.contains(key.as_str())) {
-                return Err(Error::config(format!("rank_pattern.{key}"), format!("names none of {BLOCK_MATRICES:?}")));
+                return Err(Error::config(
+                    format!("rank_pattern.{key}"),
+                    format!("names none of {BLOCK_MATRICES:?}"),
+                ));
             }
         }
         Ok(())
@@ -218,7 +225,8 @@ impl Compress for RelaxedRecursive {
     type Config = Config;
 
     const SLUG: &'static str = "relaxed-recursive";
-    const SUMMARY: &'static str = "loop one block of layers, with low-rank terms per depth (ICLR 2025)";
+    const SUMMARY: &'static str =
+        "loop one block of layers, with low-rank terms per depth (ICLR 2025)";
 
     fn share(&self, config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<Shared> {
         let (model, losses) = convert(config, model, context)?;
@@ -235,7 +243,11 @@ impl Compress for RelaxedRecursive {
 ///
 /// # Errors
 /// As [`RelaxedRecursive`]'s [`Compress::share`].
-pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<(Decoder, Vec<LayerLoss>)> {
+pub fn convert(
+    config: &Config,
+    model: &Decoder,
+    context: &mut Context<'_>,
+) -> Result<(Decoder, Vec<LayerLoss>)> {
     config.check(&model.config)?;
     let seed = Seed::new(context.seed);
     let prepared = prepare(config, model)?;
@@ -259,7 +271,8 @@ pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> R
 fn prepare(config: &Config, model: &Decoder) -> Result<Option<Decoder>> {
     let layers = model.config.num_hidden_layers;
     let keep = thinned_layers(layers, config.loops)?;
-    let thinned = (config.thin && keep.len() < layers).then(|| drop_layers(model, &keep)).transpose()?;
+    let thinned =
+        (config.thin && keep.len() < layers).then(|| drop_layers(model, &keep)).transpose()?;
     if config.fold_gains {
         return fold_gains(thinned.as_ref().unwrap_or(model)).map(Some);
     }
@@ -271,7 +284,9 @@ fn loop_bank(model: &Decoder, looping: &Looping, share_norms: bool) -> Result<Ba
     let config = &model.config;
     let mut bank = Bank::new(model.bank.device().clone());
     for (name, _) in config.weights() {
-        if layer_weight(&name).is_none() && !(config.tie_word_embeddings && name == "lm_head.weight") {
+        if layer_weight(&name).is_none()
+            && !(config.tie_word_embeddings && name == "lm_head.weight")
+        {
             bank.insert(name.clone(), model.bank.weight(&name)?)?;
         }
     }
@@ -295,7 +310,13 @@ fn loop_bank(model: &Decoder, looping: &Looping, share_norms: bool) -> Result<Ba
 }
 
 /// Puts the low-rank terms of one depth on the looped bank.
-fn relax_layer(config: &Config, original: &Decoder, bank: &mut Bank, depth: usize, seed: Seed) -> Result<LayerLoss> {
+fn relax_layer(
+    config: &Config,
+    original: &Decoder,
+    bank: &mut Bank,
+    depth: usize,
+    seed: Seed,
+) -> Result<LayerLoss> {
     let mut differences = Vec::with_capacity(BLOCK_MATRICES.len());
     let mut loss = LayerLoss::default();
     for (matrix, shape) in matrices(&original.config) {
@@ -303,7 +324,11 @@ fn relax_layer(config: &Config, original: &Decoder, bank: &mut Bank, depth: usiz
         let weight = original.bank.weight(&name)?.detach();
         let delta = (&weight - bank.weight(&name)?.detach())?;
         let energy = square_norm(&weight)?;
-        loss = loss.plus(LayerLoss { weight_energy: energy, delta_energy: square_norm(&delta)?, kept_energy: 0. });
+        loss = loss.plus(LayerLoss {
+            weight_energy: energy,
+            delta_energy: square_norm(&delta)?,
+            kept_energy: 0.,
+        });
         let rank = config.rank_of(&matrix, &shape)?;
         if rank > 0 {
             differences.push(Difference { name, delta, rank });
@@ -365,7 +390,12 @@ pub fn truncate(model: &Decoder, rank: usize) -> Result<Decoder> {
 /// What is stored where.
 fn parameter_table(model: &Decoder) -> Result<Table> {
     let bank = &model.bank;
-    let mut groups = [("outside the layers", 0), ("looped layers", 0), ("kept per depth", 0), ("low-rank terms", 0)];
+    let mut groups = [
+        ("outside the layers", 0),
+        ("looped layers", 0),
+        ("kept per depth", 0),
+        ("low-rank terms", 0),
+    ];
     for (name, var) in bank.stored_vars() {
         let group = match name.strip_prefix(PART) {
             Some(part) if part.starts_with("lora.") => 3,
@@ -375,7 +405,8 @@ fn parameter_table(model: &Decoder) -> Result<Table> {
         };
         groups[group].1 += var.elem_count();
     }
-    let mut table = Table::new("Stored parameters").column("part", Unit::Plain).column("parameters", Unit::Si);
+    let mut table =
+        Table::new("Stored parameters").column("part", Unit::Plain).column("parameters", Unit::Si);
     for (group, count) in groups {
         table.push(cells![group, count]);
     }

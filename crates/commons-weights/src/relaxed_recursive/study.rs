@@ -3,7 +3,6 @@
 
 use std::path::Path;
 
-use commons_nn::eval::{Windows, perplexity};
 use commons_nn::model::Decoder;
 use commons_nn::train::Outcome;
 use schemars::JsonSchema;
@@ -13,6 +12,7 @@ use super::{Config, Init, LayerLoss, LoraInit, convert, truncate};
 use crate::baseline::{drop_layers, layers_for_budget, spread_layers};
 use crate::compress::Context;
 use crate::heal::{HealConfig, HealRun, Healed, heal};
+use crate::material::Material;
 use crate::{Error, Result};
 
 /// What is compared.
@@ -61,17 +61,6 @@ impl Default for Study {
     }
 }
 
-/// A model and the text it is studied on.
-#[derive(Debug)]
-pub struct Material {
-    /// The original, teacher of every healing.
-    pub original: Decoder,
-    /// Tokens of the text healing sees.
-    pub heal: Vec<u32>,
-    /// Tokens of the text that is scored; shares nothing with the other.
-    pub test: Vec<u32>,
-}
-
 /// A conversion scored without any training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Start {
@@ -102,8 +91,13 @@ pub enum Variant {
 
 impl Variant {
     /// All of them, dropping last: it needs the sizes of the others.
-    pub const ALL: [Self; 5] =
-        [Self::Strict, Self::RelaxedZero, Self::RelaxedSvd, Self::DroppedLikeStrict, Self::DroppedLikeRelaxed];
+    pub const ALL: [Self; 5] = [
+        Self::Strict,
+        Self::RelaxedZero,
+        Self::RelaxedSvd,
+        Self::DroppedLikeStrict,
+        Self::DroppedLikeRelaxed,
+    ];
 
     /// Name of its measures and files.
     pub fn key(self) -> &'static str {
@@ -151,11 +145,7 @@ impl Study {
     /// # Errors
     /// When the text or the windows are too short.
     pub fn score(&self, model: &Decoder, material: &Material) -> Result<f64> {
-        let stride = (self.context - self.context / 8).max(1);
-        let windows = Windows { context: self.context, stride, max_tokens: Some(self.eval_tokens) };
-        // Made weights would be made again for every window.
-        let baked = model.baked()?;
-        Ok(perplexity(&baked, &material.test, material.test.len(), windows, |_| {})?.perplexity)
+        Ok(material.score(model, self.context, self.eval_tokens)?.perplexity)
     }
 
     fn config(&self, init: Init, rank: usize, lora_init: LoraInit) -> Config {
@@ -180,7 +170,8 @@ impl Study {
         let total = self.inits.len() * (self.ranks.len() + 1);
         let mut starts = Vec::with_capacity(total);
         for &init in &self.inits {
-            let (full, _) = convert(&self.config(init, highest, LoraInit::Svd), &material.original, context)?;
+            let (full, _) =
+                convert(&self.config(init, highest, LoraInit::Svd), &material.model, context)?;
             for &rank in std::iter::once(&0).chain(self.ranks.iter().filter(|r| **r > 0)) {
                 context.tick("scoring conversions", starts.len(), total)?;
                 let model = truncate(&full, rank)?;
@@ -196,23 +187,31 @@ impl Study {
     /// # Errors
     /// When the study does not fit the model.
     pub fn full_rank(&self, material: &Material, context: &mut Context<'_>) -> Result<FullRank> {
-        let c = &material.original.config;
+        let c = &material.model.config;
         let rank = c.hidden_size.max(c.num_attention_heads * c.head_dim);
-        let (model, losses) = convert(&self.config(self.svd_init, rank, LoraInit::Svd), &material.original, context)?;
+        let (model, losses) =
+            convert(&self.config(self.svd_init, rank, LoraInit::Svd), &material.model, context)?;
         let ids = &material.test[..self.context.min(material.test.len() - 1)];
         let logits = |model: &Decoder| -> Result<Vec<f32>> {
-            let hidden = model.forward(&commons_nn::model::ids_tensor(&[ids], &model.bank)?, None)?;
+            let hidden =
+                model.forward(&commons_nn::model::ids_tensor(&[ids], &model.bank)?, None)?;
             Ok(model.logits(&hidden)?.flatten_all()?.to_vec1()?)
         };
-        let pairs = logits(&model)?.into_iter().zip(logits(&material.original)?);
+        let pairs = logits(&model)?.into_iter().zip(logits(&material.model)?);
         let logit_error = pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0., f64::max);
         let kept = losses.into_iter().fold(LayerLoss::default(), LayerLoss::plus).kept();
         Ok(FullRank { logit_error, perplexity: self.score(&model, material)?, kept })
     }
 
     /// The model a variant starts from.
-    fn start(&self, variant: Variant, material: &Material, sizes: (usize, usize), context: &mut Context<'_>) -> Result<Decoder> {
-        let original = &material.original;
+    fn start(
+        &self,
+        variant: Variant,
+        material: &Material,
+        sizes: (usize, usize),
+        context: &mut Context<'_>,
+    ) -> Result<Decoder> {
+        let original = &material.model;
         let dropped = |budget| {
             let keep = layers_for_budget(original, budget);
             drop_layers(original, &spread_layers(original.config.num_hidden_layers, keep))
@@ -274,9 +273,10 @@ impl Study {
         config.train.seed = seed;
         let progress = &mut *context.progress;
         let label = format!("healing: {} (seed {seed})", variant.label());
-        let healed = heal(model, Some(&material.original), material.heal.clone(), &config, run, |report| {
-            progress(&label, report.step, report.steps);
-        })?;
+        let healed =
+            heal(model, Some(&material.model), material.train.clone(), &config, run, |report| {
+                progress(&label, report.step, report.steps);
+            })?;
         if healed.outcome == Outcome::Interrupted { Err(Error::Interrupted) } else { Ok(healed) }
     }
 }

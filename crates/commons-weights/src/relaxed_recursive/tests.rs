@@ -44,7 +44,8 @@ fn distance(a: &Decoder, b: &Decoder) -> f32 {
 
 fn convert_with(config: &Config, model: &Decoder) -> Result<(Decoder, Vec<LayerLoss>)> {
     let mut progress = |_: &str, _: usize, _: usize| {};
-    let mut context = Context { calibration: &[], seed: 3, stop: Default::default(), progress: &mut progress };
+    let mut context =
+        Context { calibration: &[], seed: 3, stop: Default::default(), progress: &mut progress };
     convert(config, model, &mut context)
 }
 
@@ -60,7 +61,8 @@ fn refusal(config: &Config, model: &Decoder) -> String {
 fn stepwise_matches_numpy() {
     for case in golden()["stepwise"].as_array().unwrap() {
         let count = |key: &str| case[key].as_u64().unwrap() as usize;
-        let looping = Looping::new(count("layers"), count("loops"), Init::Stepwise, Seed::new(0)).unwrap();
+        let looping =
+            Looping::new(count("layers"), count("loops"), Init::Stepwise, Seed::new(0)).unwrap();
         let picked: Vec<usize> = serde_json::from_value(case["picked"].clone()).unwrap();
         assert_eq!(looping.sources.concat(), picked);
     }
@@ -73,14 +75,18 @@ fn every_init_names_its_layers() {
     assert_eq!(sources(Init::Lower).concat(), [0, 1, 2]);
     assert_eq!(sources(Init::Upper).concat(), [3, 4, 5]);
     let random = sources(Init::Random).concat();
-    assert!(random.windows(2).all(|w| w[0] < w[1]) && random.len() == 3 && random[2] < 6, "{random:?}");
+    assert!(
+        random.windows(2).all(|w| w[0] < w[1]) && random.len() == 3 && random[2] < 6,
+        "{random:?}"
+    );
 }
 
 #[test]
 fn svd_matches_numpy() {
     let golden = golden();
-    let m: Vec<f32> =
-        (0..5).flat_map(|i| (0..7).map(move |j| ((1 + 7 * i + 3 * j * j) as f64).sin() as f32)).collect();
+    let m: Vec<f32> = (0..5)
+        .flat_map(|i| (0..7).map(move |j| ((1 + 7 * i + 3 * j * j) as f64).sin() as f32))
+        .collect();
     let m = Tensor::from_vec(m, (5, 7), &ops::Device::Cpu).unwrap();
     let svd = truncated_svd(&m, 2).unwrap();
     let values: Vec<f32> = serde_json::from_value(golden["singular_values"].clone()).unwrap();
@@ -96,7 +102,8 @@ fn svd_matches_numpy() {
 
 #[test]
 fn a_difference_of_zero_has_a_decomposition() {
-    let svd = truncated_svd(&Tensor::zeros((6, 4), ops::DType::F32, &ops::Device::Cpu).unwrap(), 3).unwrap();
+    let svd = truncated_svd(&Tensor::zeros((6, 4), ops::DType::F32, &ops::Device::Cpu).unwrap(), 3)
+        .unwrap();
     assert_eq!(square_norm(&svd.b).unwrap(), 0.);
     assert!(square_norm(&svd.a).unwrap().is_finite());
 }
@@ -122,7 +129,8 @@ proptest! {
             let gram = svd.a.matmul(&svd.a.t().unwrap()).unwrap().to_vec2::<f32>().unwrap();
             for (i, row) in gram.iter().enumerate() {
                 for (j, value) in row.iter().enumerate() {
-                    prop_assert!((value - if i == j { 1. } else { 0. }).abs() < 1e-5);
+                    let wanted = f32::from(u8::from(i == j));
+                    prop_assert!((value - wanted).abs() < 1e-5, "{} at {}, {}", value, i, j);
                 }
             }
         }
@@ -168,7 +176,9 @@ fn full_rank_recovers_the_original() {
             let full = Config { rank: 16, share_norms, fold_gains, ..strict.clone() };
             let (back, losses) = convert_with(&full, &model).unwrap();
             assert!(distance(&back, &model) < 1e-3, "{init:?}: {}", distance(&back, &model));
-            assert!(losses.iter().all(|l| (l.kept() - 1.).abs() < 1e-4 && l.relative_error() < 1e-2));
+            assert!(
+                losses.iter().all(|l| (l.kept() - 1.).abs() < 1e-4 && l.relative_error() < 1e-2)
+            );
         }
     }
 }
@@ -243,7 +253,9 @@ fn stored_parameters_follow_the_formula() {
     let outside = 24 * 16 + 16;
     let pattern = BTreeMap::from([("self_attn".to_owned(), 2), ("self_attn.v_proj".to_owned(), 0)]);
     for share_norms in [true, false] {
-        for (loops, rank, rank_pattern) in [(1, 0, BTreeMap::new()), (2, 3, BTreeMap::new()), (3, 5, pattern.clone())] {
+        for (loops, rank, rank_pattern) in
+            [(1, 0, BTreeMap::new()), (2, 3, BTreeMap::new()), (3, 5, pattern.clone())]
+        {
             let config = Config { loops, rank, rank_pattern, share_norms, ..Config::default() };
             let stored = looped(&config, &model).bank.stored();
             assert_eq!(stored, outside + stored_in_layers(&config, &model.config).unwrap());
@@ -264,7 +276,8 @@ fn the_cache_follows_the_depth() {
     let mut cache = model.cache(1, IDS.len()).unwrap();
     let mut last = whole.clone();
     for id in IDS {
-        last = model.forward(&ids_tensor(&[&[id]], &model.bank).unwrap(), Some(&mut cache)).unwrap();
+        last =
+            model.forward(&ids_tensor(&[&[id]], &model.bank).unwrap(), Some(&mut cache)).unwrap();
     }
     let wanted = whole.narrow(1, IDS.len() - 1, 1).unwrap();
     assert!(square_norm(&(last - wanted).unwrap()).unwrap() < 1e-8);
@@ -294,8 +307,14 @@ fn uneven_layers_need_thinning() {
 #[test]
 fn bad_ranks_are_refused() {
     let model = decoder(4);
-    let pattern = |key: &str, rank| Config { rank_pattern: [(key.to_owned(), rank)].into(), ..Config::default() };
-    assert!(refusal(&Config { rank: 17, ..Config::default() }, &model).starts_with("rank: 17 exceeds 16"));
+    let pattern = |key: &str, rank| Config {
+        rank_pattern: [(key.to_owned(), rank)].into(),
+        ..Config::default()
+    };
+    assert!(
+        refusal(&Config { rank: 17, ..Config::default() }, &model)
+            .starts_with("rank: 17 exceeds 16")
+    );
     let base = |config: Config| Config { rank: 4, ..config };
     assert!(refusal(&base(pattern("self_attn.k_proj", 9)), &model).contains("9 exceeds 8"));
     assert!(refusal(&base(pattern("experts", 1)), &model).contains("names none of"));
@@ -321,7 +340,10 @@ fn attention_kinds_are_not_mixed() {
     assert!(distance(&looped(&full, &model), &model) < 1e-3);
     let message = refusal(&Config { loops: 4, ..full.clone() }, &model);
     assert!(message.contains("layers 0 and 1"), "{message}");
-    assert!(refusal(&Config { init: Init::Stepwise, ..full }, &gemma(&[Local, Full, Local, Local])).contains("attention kinds"));
+    assert!(
+        refusal(&Config { init: Init::Stepwise, ..full }, &gemma(&[Local, Full, Local, Local]))
+            .contains("attention kinds")
+    );
 }
 
 #[test]
