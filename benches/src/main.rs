@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     let mut case = cases::build(&args.case, args.file.as_deref())?;
-    let before = commons_core::machine::peak_memory().unwrap_or(0);
+    let before = commons_core::machine::peak_memory();
     for _ in 0..2 {
         (case.step)()?;
     }
@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         times.push(began.elapsed().as_secs_f64() * 1e3 / case.inner as f64);
     }
-    let peak = commons_core::machine::peak_memory().unwrap_or(0);
+    let peak = commons_core::machine::peak_memory();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     println!(
         "{}",

@@ -278,13 +278,26 @@ impl Decoder {
 
     /// Mean next-token cross-entropy of `ids: [batch, seq + 1]`.
     pub fn next_token_loss(&self, ids: &Tensor) -> Result<Tensor> {
+        self.next_token_loss_by(ids, |inputs| self.forward(inputs, None))
+    }
+
+    /// [`Decoder::next_token_loss`] through [`Decoder::forward_recomputing`].
+    pub fn next_token_loss_recomputing(&self, ids: &Tensor) -> Result<Tensor> {
+        self.next_token_loss_by(ids, |inputs| self.forward_recomputing(inputs))
+    }
+
+    fn next_token_loss_by(
+        &self,
+        ids: &Tensor,
+        forward: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let (_, width) = ids.dims2()?;
         if width < 2 {
             return Err(Error::config("seq", "a next-token loss needs at least two tokens"));
         }
         let inputs = ids.narrow(1, 0, width - 1)?.contiguous()?;
         let targets = ids.narrow(1, 1, width - 1)?.contiguous()?;
-        self.loss(&self.forward(&inputs, None)?, &targets)
+        self.loss(&forward(&inputs)?, &targets)
     }
 
     /// An empty key/value cache for up to `capacity` positions.

@@ -123,6 +123,19 @@ fn a_run_refuses_to_start_over_anothers_checkpoints() {
 }
 
 #[test]
+fn recomputing_gives_the_gradients_of_storing() {
+    let (model, stream) = (small(1), stream());
+    let ids = stream.batch(0, &Device::Cpu).unwrap();
+    let stored = ops::backward(&model.next_token_loss(&ids).unwrap()).unwrap();
+    let recomputed = ops::backward(&model.next_token_loss_recomputing(&ids).unwrap()).unwrap();
+    for (name, var) in model.bank.trainable() {
+        let difference = (stored.get(var).unwrap() - recomputed.get(var).unwrap()).unwrap();
+        let largest = difference.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        assert!(largest.to_scalar::<f32>().unwrap() < 1e-6, "{name}");
+    }
+}
+
+#[test]
 fn gradient_accumulation_equals_a_larger_batch() {
     let after = |batch: usize, micros: usize| {
         let model = small(1);

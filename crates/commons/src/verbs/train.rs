@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::cli::{App, Done};
 use crate::config::{Layer, nearest, resolve};
 use crate::error::{During, Failure, Result};
-use crate::model::{self, EMBEDDED, Loaded, Options, size_on_disk};
+use crate::model::{self, Loaded, Options, size_on_disk};
 use commons_core::format::{bytes, grouped, number};
 use crate::output::Grid;
 use crate::progress::Steps;
@@ -64,7 +64,7 @@ pub struct TrainArgs {
     /// Model to go on from: a path or a name
     #[arg(short, long, value_name = "NAME|PATH")]
     pub model: Option<String>,
-    /// Model whose tokenizer a new model takes [default: tiny]
+    /// Model whose tokenizer a new model takes, or `bytes` [default: bytes]
     #[arg(long, value_name = "NAME|PATH", conflicts_with = "model")]
     pub tokenizer: Option<String>,
     /// Folder to write [default: ARCH-trained or MODEL-trained]
@@ -170,7 +170,7 @@ impl Default for Settings {
         Self {
             arch: None,
             model: None,
-            tokenizer: EMBEDDED.into(),
+            tokenizer: arch::BYTES.into(),
             data: CORPUS.into(),
             eval_data: None,
             lora: LoraConfig { rank: 0, alpha: None, target_modules },
@@ -292,7 +292,7 @@ fn start(app: &App, settings: &Settings) -> Result<Loaded> {
     let mut loaded = match &settings.model {
         Some(name) => model::load(app, name)?,
         None => {
-            let donor = model::load(app, &settings.tokenizer).during(|| "loading the tokenizer".into())?;
+            let donor = arch::Donor::open(app, &settings.tokenizer)?;
             let name = settings.arch.as_deref().unwrap_or(arch::DEFAULT);
             let config = arch::resolve(name, &donor)?;
             let model = Decoder::init(config, seed.fork("init", 0))?;
@@ -388,7 +388,12 @@ fn steps(app: &App, settings: &Settings, division: &Division, loaded: &Loaded, w
     let outcome = trainer.run(
         |At { batch, .. }| {
             let ids = stream.batch(batch, bank.device())?;
-            Ok(Loss::new(loaded.model.next_token_loss(&ids)?, stream.tokens_per_batch()))
+            let loss = if t.gradient_checkpointing {
+                loaded.model.next_token_loss_recomputing(&ids)?
+            } else {
+                loaded.model.next_token_loss(&ids)?
+            };
+            Ok(Loss::new(loss, stream.tokens_per_batch()))
         },
         |step| line.observe(step),
     );

@@ -147,7 +147,7 @@ fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>
         ("--rank", "rank", m.rank.map(Into::into)),
         ("--init", "init", m.init.clone().map(Into::into)),
         ("--remove", "remove", m.remove.map(Into::into)),
-        ("--share-group", "share_group", m.share_group.map(Into::into)),
+        ("--share-group", "groups.size", m.share_group.map(Into::into)),
         ("--steps", "heal.train.steps", m.steps.map(Into::into)),
         ("--lr", "heal.train.learning_rate", m.lr.map(Into::into)),
         ("--batch-size", "heal.train.batch_size", m.batch_size.map(Into::into)),

@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use commons_nn::model::DecoderConfig;
+use commons_nn::tokenizer::Tokenizer;
 use serde_json::Value;
 
 use crate::config::nearest;
 use crate::error::{During, Failure, Result};
-use crate::model::Loaded;
+use crate::cli::App;
+use crate::model;
 
 /// The preset taken when none is named.
 pub const DEFAULT: &str = "nano";
@@ -24,17 +26,52 @@ const PRESETS: [(&str, usize, usize, usize, usize, usize); 5] = [
 /// Longest context of a preset, tokens.
 const CONTEXT: usize = 1024;
 
+/// Name of the tokenizer whose tokens are bytes.
+pub const BYTES: &str = "bytes";
+
+/// What a new model takes its vocabulary from.
+pub struct Donor {
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    vocab_size: usize,
+    bos: Option<u32>,
+    eos: Option<u32>,
+}
+
+impl Donor {
+    /// The byte tokenizer, or that of the model `name`.
+    ///
+    /// # Errors
+    /// When the model cannot be loaded.
+    pub fn open(app: &App, name: &str) -> Result<Self> {
+        if name == BYTES {
+            let tokenizer = Tokenizer::bytes()?;
+            let special = tokenizer.special().clone();
+            let vocab_size = tokenizer.vocab_size();
+            return Ok(Self { tokenizer, vocab_size, bos: special.bos, eos: special.eos });
+        }
+        let loaded = model::load(app, name).during(|| "loading the tokenizer".into())?;
+        let config = loaded.model.config;
+        Ok(Self {
+            tokenizer: loaded.tokenizer,
+            vocab_size: config.vocab_size,
+            bos: config.bos_token_id,
+            eos: config.eos_token_id,
+        })
+    }
+}
+
 /// The shape called `name`: a preset with the vocabulary of `donor`, or the file of that name.
 ///
 /// # Errors
 /// When it is neither, or the file does not describe a decoder, or has fewer rows than tokens.
-pub fn resolve(name: &str, donor: &Loaded) -> Result<DecoderConfig> {
+pub fn resolve(name: &str, donor: &Donor) -> Result<DecoderConfig> {
     let special = |mut config: DecoderConfig| {
-        config.bos_token_id = donor.model.config.bos_token_id;
-        config.eos_token_id = donor.model.config.eos_token_id;
+        config.bos_token_id = donor.bos;
+        config.eos_token_id = donor.eos;
         config
     };
-    let vocab = donor.model.config.vocab_size;
+    let vocab = donor.vocab_size;
     if let Some(&(_, layers, width, heads, kv, ffn)) = PRESETS.iter().find(|p| p.0 == name) {
         let config = DecoderConfig::llama(vocab, width, layers, heads, kv, ffn);
         return Ok(special(DecoderConfig { max_position_embeddings: CONTEXT, ..config }));
