@@ -1,9 +1,12 @@
 //! What an experiment of this crate runs on: a decoder and two texts that share nothing.
 
+use std::path::{Path, PathBuf};
+
 use commons_core::Seed;
 use commons_core::evidence::Run;
 use commons_nn::data::corpus::{self, Split};
 use commons_nn::eval::{Perplexity, Windows, perplexity};
+use commons_nn::hub;
 use commons_nn::model::{Decoder, Loaded};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,11 +19,12 @@ use crate::{Error, Result};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MaterialConfig {
-    /// `scratch` (a decoder over bytes, trained first) or the path of a pretrained decoder.
+    /// `scratch` (a decoder over bytes, trained first), or the name or path of a pretrained one.
     pub model: String,
-    /// Text of calibration and training: `stories` (generated) or a path.
+    /// Text of calibration and training: `stories` (generated), or the name or path of a text. Of
+    /// data with several files, `name:part` takes the file with `part` in its name.
     pub train_text: String,
-    /// Text that is scored: `stories` or a path.
+    /// Text that is scored, named likewise.
     pub test_text: String,
     /// Bytes of each text that are used, at most.
     pub text_bytes: usize,
@@ -64,7 +68,7 @@ impl MaterialConfig {
             self.text(&self.test_text, Split::Test, seed)?,
         );
         if self.model != "scratch" {
-            let loaded = Loaded::open(self.model.as_ref())?;
+            let loaded = Loaded::open(&hub::resolve_model(&self.model)?)?;
             let encode = |text: &str| Ok::<_, Error>(loaded.tokenizer.encode(text, false)?);
             let (train, test_tokens) = (encode(&train)?, encode(&test)?);
             return Ok(Material {
@@ -89,7 +93,7 @@ impl MaterialConfig {
         if source == "stories" {
             return Ok(corpus::generate(seed.fork("stories", 0), split, self.text_bytes));
         }
-        let mut text = commons_core::fs::read_text(source, TEXT_LIMIT)?;
+        let mut text = named_text(source)?;
         let mut end = self.text_bytes.min(text.len());
         while !text.is_char_boundary(end) {
             end -= 1;
@@ -101,6 +105,39 @@ impl MaterialConfig {
 
 /// Largest text file that is read, bytes.
 const TEXT_LIMIT: u64 = 1 << 30;
+
+/// The text at a path or of a data set, `name:part` if it has several files.
+fn named_text(source: &str) -> Result<String> {
+    let (name, part) = match source.split_once(':') {
+        Some((name, part)) if !Path::new(source).exists() => (name, part),
+        _ => (source, ""),
+    };
+    let mut path = hub::resolve_data(name)?;
+    if path.is_dir() {
+        let mut files = files_below(&path)?;
+        files.retain(|f| f.file_name().is_some_and(|n| n.to_string_lossy().contains(part)));
+        let [file] = &files[..] else {
+            return Err(Error::config(
+                source,
+                format!("{} of the files of `{name}` match: write `name:part` so that one does", files.len()),
+            ));
+        };
+        path = file.clone();
+    }
+    Ok(commons_core::fs::read_text(path, TEXT_LIMIT)?)
+}
+
+/// Files in a folder and the folders in it, in name order.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = std::fs::read_dir(folder).map_err(commons_core::Error::io("list", folder))?;
+    for entry in entries {
+        let path = entry.map_err(commons_core::Error::io("list", folder))?.path();
+        if path.is_dir() { found.extend(files_below(&path)?) } else { found.push(path) }
+    }
+    found.sort();
+    Ok(found)
+}
 
 impl Material {
     /// Scores `model` on the first `tokens` of the test text with up to `context` tokens of

@@ -1,6 +1,7 @@
 //! `report.html`: a run on one page that needs no other file, in light and dark.
 
 mod axis;
+mod heat;
 mod plot;
 
 pub use plot::Plot;

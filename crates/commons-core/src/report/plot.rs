@@ -1,7 +1,11 @@
 //! Plots as SVG. Colours are classes and CSS variables, so that one drawing suits a light and a
 //! dark page.
 
-use super::{axis::Axis, escape};
+use super::{
+    axis::Axis,
+    escape,
+    heat::{Area, Heat},
+};
 use crate::format;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -42,6 +46,8 @@ pub struct Plot {
     curves: Vec<Curve>,
     bars: Vec<Bar>,
     marks: Vec<(String, f64)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    heat: Option<Heat>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,6 +151,27 @@ impl Plot {
         self
     }
 
+    /// Shows a square matrix as shaded cells instead of curves; each label names a row and the
+    /// column of the same number.
+    #[must_use]
+    pub fn heat<L: Into<String>>(
+        mut self,
+        rows: Vec<Vec<f64>>,
+        labels: impl IntoIterator<Item = L>,
+    ) -> Self {
+        self.heat = Some(Heat::new(rows, labels.into_iter().map(Into::into).collect()));
+        self
+    }
+
+    /// Draws a frame on the diagonal of the matrix around the rows `first` to `last`.
+    #[must_use]
+    pub fn frame(mut self, first: usize, last: usize) -> Self {
+        if let Some(heat) = &mut self.heat {
+            heat.frame(first, last);
+        }
+        self
+    }
+
     fn curve(
         mut self,
         name: String,
@@ -210,7 +237,10 @@ impl Plot {
             }
             let _ = write!(svg, "<g transform=\"translate(0 {head})\">");
         }
-        if self.bars.is_empty() {
+        if let Some(heat) = &self.heat {
+            let (width, height) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
+            heat.draw(&mut svg, Area { left: LEFT, top: TOP, width, height });
+        } else if self.bars.is_empty() {
             self.draw_curves(&mut svg)
         } else {
             self.draw_bars(&mut svg)

@@ -120,6 +120,9 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
         run.measure(&format!("stored_{}", arm.key()), healing.stored as f64);
         healings.push(healing);
     }
+    if let Some(shared) = healings.iter().find(|h| h.arm == Arm::Shared) {
+        run.plot(tables::similarity_plot(&similarity, &least, &shared.groups));
+    }
     run.table(tables::stage_table(&original, &healings));
     Ok(())
 }

@@ -167,14 +167,18 @@ impl BlockGates {
         &self.trace
     }
 
+    /// Importance of every block: `|a|`, which orders blocks as the gates do but still tells open
+    /// gates apart when they all round to 1.
+    pub fn importance(&self) -> Vec<f64> {
+        self.a.iter().map(|a| a.abs()).collect()
+    }
+
     /// The `count` inner blocks whose gates are lowest, lowest first.
     ///
     /// # Errors
     /// When that would leave none between the first and the last.
     pub fn lowest(&self, count: usize) -> Result<Vec<usize>> {
-        // |a| orders as g does and does not saturate where g rounds to 1.
-        let size: Vec<f64> = self.a.iter().map(|a| a.abs()).collect();
-        least_important(&size, count)
+        least_important(&self.importance(), count)
     }
 
     /// Share of the gates within `margin` of 0 or 1.

@@ -38,9 +38,9 @@
 //! See `result.json`, written by the full recipe on SmolLM2-135M and WikiText-2.
 //!
 //! # Differs
-//! * The constraint is kept by an augmented Lagrangian whose allowance falls linearly, `ε` is
-//!   constant until the gates have chosen and then falls log-linearly, and the rate falls with
-//!   `√ε`; with the paper's text alone gates either all stay open or the first blocks die.
+//! * The constraint is kept by an augmented Lagrangian whose allowance falls linearly. `ε` is
+//!   constant until the gates have chosen and then falls log-linearly, the rate with `√ε`: a gate
+//!   whose `ε` falls from the first step on opens by itself faster than it can be closed.
 //! * All blocks of a decoder cost the same, so the resource is the number of blocks.
 //! * The first and the last block are neither removed nor shared.
 //! * Groups are placed so that the *sum* of intra-group similarity is largest (dynamic
@@ -235,7 +235,10 @@ pub fn fold(
         _ => analyse(config, &reduced, calibration, tick)?,
     };
     let importance: Vec<f64> = match &gates {
-        Some(gates) => kept.iter().map(|&l| gates.values()[l]).collect(),
+        Some(gates) => {
+            let importance = gates.importance();
+            kept.iter().map(|&l| importance[l]).collect()
+        }
         None => after.influence(),
     };
     let original = model.bank.logical()?;

@@ -38,13 +38,29 @@ impl Folded {
     }
 }
 
-/// Influence of every block, with the deleted ones named.
+/// Influence of every block, with the deleted ones marked.
 pub fn influence_plot(similarity: &Similarity, removed: &[usize]) -> Plot {
-    let start = Plot::new("Block influence (1 − cosine of input and output)");
-    similarity.influence().into_iter().enumerate().fold(start, |plot, (block, bi)| {
-        let mark = if removed.contains(&block) { " deleted" } else { "" };
-        plot.bar(format!("{block}{mark}"), bi, None)
-    })
+    let influence = similarity.influence();
+    let at = |block: usize| (block as f64, influence[block]);
+    Plot::new("Block influence (1 − cosine of input and output)")
+        .x("block")
+        .y("influence")
+        .line("all blocks", (0..influence.len()).map(at))
+        .points("deleted by gates", removed.iter().map(|&block| at(block)))
+}
+
+/// Cosines between the outputs of all blocks; `groups` are framed, deleted blocks have a ×.
+pub fn similarity_plot(similarity: &Similarity, removed: &[usize], groups: &GroupPlan) -> Plot {
+    let outputs = similarity.rows().split_off(1).into_iter().map(|mut row| row.split_off(1));
+    let label = |block| match removed.contains(&block) {
+        true => format!("{block}×"),
+        false => block.to_string(),
+    };
+    let labels = (0..similarity.blocks()).map(label);
+    let plot = Plot::new("Cosine of block outputs; groups framed, deleted blocks ×");
+    let plot = plot.heat(outputs.collect(), labels);
+    let span = |g: &super::Group| (g.members.start, g.members.end - 1);
+    groups.groups.iter().map(span).fold(plot, |plot, (first, last)| plot.frame(first, last))
 }
 
 /// Gates over the steps: the blocks that end lowest, one by one, and the mean of the others.
