@@ -83,7 +83,7 @@ impl check::Linear {
 fn times_weight(y: &mut [f32], add: bool, x: &[f32], w: &[f32], s: Sizes, alpha: f32) {
     let x = mat(x, s.rows, s.inputs, s.inputs);
     let w = mat(w, s.outputs, s.inputs, s.inputs);
-    matmul(mat_mut(y, s.rows, s.outputs), add, x, w.transpose(), alpha);
+    matmul(mat_mut(y, s.rows, s.outputs), add, x, w.t(), alpha);
 }
 
 /// `dx (+)= alpha · dy W`.
@@ -97,7 +97,7 @@ fn input_gradient(dx: &mut [f32], add: bool, dy: &[f32], w: &[f32], s: Sizes, al
 fn weight_gradient(dw: &mut [f32], add: bool, dy: &[f32], x: &[f32], s: Sizes, alpha: f32) {
     let dy = mat(dy, s.rows, s.outputs, s.outputs);
     let x = mat(x, s.rows, s.inputs, s.inputs);
-    matmul(mat_mut(dw, s.outputs, s.inputs), add, dy.transpose(), x, alpha);
+    matmul(mat_mut(dw, s.outputs, s.inputs), add, dy.t(), x, alpha);
 }
 
 /// Adds the column sums of `rows` to `total`, in pieces of fixed size.

@@ -38,7 +38,7 @@ impl Head {
         let mut scores = vec![0f32; rows * self.vocab];
         let h = mat(h, rows, self.width, self.width);
         let w = mat(w, self.vocab, self.width, self.width);
-        matmul(mat_mut(&mut scores, rows, self.vocab), false, h, w.transpose(), 1.0);
+        matmul(mat_mut(&mut scores, rows, self.vocab), false, h, w.t(), 1.0);
         scores
     }
 
@@ -53,7 +53,7 @@ impl Head {
         }
         if let Some(dw) = &mut self.dw {
             let h = mat(h, rows, self.width, self.width);
-            matmul(mat_mut(dw, self.vocab, self.width), index > 0, d.transpose(), h, 1.0);
+            matmul(mat_mut(dw, self.vocab, self.width), index > 0, d.t(), h, 1.0);
         }
     }
 
