@@ -91,7 +91,7 @@ fn resnet_block() -> Fallible<Case> {
     }
     let x = ops::Var::from_tensor(&normal(7, &[64, 32, 32, 32], 1.)?)?;
     let step = move || {
-        let options = ConvOptions { padding: 1, ..ConvOptions::default() };
+        let options = ConvOptions { padding: [1; 2], ..ConvOptions::default() };
         let layer = |i: usize, x: &Tensor| -> Fallible<Tensor> {
             let x = ops::conv2d(x, &bank.weight(&format!("conv{i}.weight"))?, None, &options)?;
             let (gain, bias) = (bank.weight(&format!("bn{i}.weight"))?, bank.weight(&format!("bn{i}.bias"))?);

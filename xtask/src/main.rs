@@ -1,10 +1,7 @@
 //! Chores of the repository: `cargo run -p xtask -- tidy` checks what the compiler cannot
 //! (layers, folder shape, forbidden names), `-- readme` writes the measured figures into the
 //! documentation.
-#![allow(
-    clippy::print_stdout,
-    reason = "a command-line tool reports on its standard output"
-)]
+#![allow(clippy::print_stdout, reason = "a command-line tool reports on its standard output")]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 #[cfg(test)]
@@ -77,11 +74,7 @@ fn run_tidy(tree: &Tree) -> Result<ExitCode> {
         tree.files.len(),
         findings.len()
     );
-    Ok(if findings.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_readme(tree: &Tree, check: bool) -> Result<ExitCode> {

@@ -1,7 +1,15 @@
 //! A workspace in miniature that obeys every rule, for tests to break.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
+use commons_core::Seed;
+use commons_core::evidence::{
+    Baseline, Bound, ClaimResult, Compare, Figure, RunResult, Stamp, Verdict,
+};
+use commons_core::machine::Machine;
+use commons_core::stats::Interval;
 use tempfile::TempDir;
 
 use crate::tree::Tree;
@@ -39,9 +47,7 @@ const DOCS: &str = "//! Two layers share one weight.
 impl Miniature {
     /// A workspace of five packages and one method, without a breach.
     pub fn new() -> Self {
-        let tree = Self {
-            folder: tempfile::tempdir().unwrap(),
-        };
+        let tree = Self { folder: tempfile::tempdir().unwrap() };
         tree.write(
             "Cargo.toml",
             "[workspace]\nresolver = \"3\"\nmembers = [\"crates/*\"]\n[workspace.lints]\n",
@@ -116,7 +122,46 @@ impl Miniature {
     }
 }
 
-fn result_json() -> String {
-    "{}".into()
+/// The form of README.md that the generator fills in.
+pub const README: &str = "# Halving\n\n<!-- begin methods -->\n<!-- end methods -->\n\nEnd.\n";
+
+/// A result of the method's full recipe.
+pub fn result() -> RunResult {
+    let claim = ClaimResult {
+        id: "size".to_owned(),
+        sentence: "stores half | not all".to_owned(),
+        paper: Figure::Number(0.5),
+        metric: "stored".to_owned(),
+        measured: Some(12.0),
+        baseline: Some(Baseline { metric: "logical".to_owned(), value: 24.0 }),
+        compare: Compare::Ratio,
+        compared: Some(0.5),
+        interval: Some(Interval { low: 0.48, high: 0.52, level: 0.95 }),
+        repeats: 3,
+        bound: Bound::AtMost(0.5),
+        verdict: Verdict::Holds,
+        settled: false,
+        reason: None,
+    };
+    RunResult {
+        format: 1,
+        slug: "halving".to_owned(),
+        title: "Half Is Enough".to_owned(),
+        recipe: Some("full".to_owned()),
+        date: Stamp::from(UNIX_EPOCH + Duration::from_secs(1_795_453_449)),
+        version: "0.1.0".to_owned(),
+        seed: Seed::new(7),
+        machine: Machine { cpu: "Abacus 9".to_owned(), threads: 2, ..Machine::default() },
+        wall_seconds: 192.0,
+        peak_memory: 1 << 30,
+        claims: vec![claim],
+        measures: BTreeMap::new(),
+        tables: Vec::new(),
+        notes: vec!["One note.".to_owned()],
+        config: "steps = 100\nrate = 1.0\n".to_owned(),
+    }
 }
-const README: &str = "";
+
+fn result_json() -> String {
+    serde_json::to_string_pretty(&result()).unwrap()
+}

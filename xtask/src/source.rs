@@ -29,10 +29,7 @@ pub fn blank_literals(text: &str) -> String {
 pub fn blank_tests(code: &str) -> String {
     const MARK: &str = "#[cfg(test)]";
     if code.contains("#![cfg(test)]") {
-        return code
-            .chars()
-            .map(|c| if c == '\n' { c } else { ' ' })
-            .collect();
+        return code.chars().map(|c| if c == '\n' { c } else { ' ' }).collect();
     }
     let mut out = code.as_bytes().to_vec();
     let mut from = 0;
@@ -64,17 +61,13 @@ pub fn find_name(text: &str, name: &str) -> Option<usize> {
     text.match_indices(name).map(|(at, _)| at).find(|&at| {
         let before = text[..at].chars().next_back();
         let after = text[at + name.len()..].chars().next();
-        !(starts && before.is_some_and(is_word)) && !(ends && after.is_some_and(is_word))
+        !(starts && before.is_some_and(is_word) || ends && after.is_some_and(is_word))
     })
 }
 
 /// Number (from 1) of the line that holds byte `offset`.
 pub fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes()[..offset]
-        .iter()
-        .filter(|&&byte| byte == b'\n')
-        .count()
-        + 1
+    text.as_bytes()[..offset].iter().filter(|&&byte| byte == b'\n').count() + 1
 }
 
 fn blank(bytes: &mut [u8]) {
@@ -123,19 +116,14 @@ fn string_end(bytes: &[u8], start: usize) -> usize {
 
 /// End of the raw string at `start` (`r"…"`, `r#"…"#`), or `None` if none begins there.
 fn raw_string_end(bytes: &[u8], start: usize) -> Option<usize> {
-    let hashes = bytes[start + 1..]
-        .iter()
-        .take_while(|&&byte| byte == b'#')
-        .count();
+    let hashes = bytes[start + 1..].iter().take_while(|&&byte| byte == b'#').count();
     let open = start + 1 + hashes;
     if bytes.get(open) != Some(&b'"') {
         return None;
     }
     let mut close = vec![b'"'];
     close.resize(hashes + 1, b'#');
-    let length = bytes[open + 1..]
-        .windows(close.len())
-        .position(|window| window == close)?;
+    let length = bytes[open + 1..].windows(close.len()).position(|window| window == close)?;
     Some(open + 1 + length + close.len())
 }
 
@@ -192,13 +180,7 @@ mod tests {
         for gone in ["unsafe", "safe", "todo", "dbg", "'u'"] {
             assert!(!code.contains(gone), "{gone} is still in {code:?}");
         }
-        for kept in [
-            "let a =",
-            "let b =",
-            "let c =",
-            "fn f<'a>(x: &'a str) {}",
-            "let d =",
-        ] {
+        for kept in ["let a =", "let b =", "let c =", "fn f<'a>(x: &'a str) {}", "let d ="] {
             assert!(code.contains(kept), "{kept} was lost from {code:?}");
         }
     }
@@ -229,10 +211,7 @@ mod tests {
     #[test]
     fn names_are_matched_whole() {
         assert_eq!(lines_with("operand\nrand::x()\n", "rand::"), [2]);
-        assert_eq!(
-            lines_with("Tensor::randn()\nTensor::rand()", "Tensor::rand"),
-            [2]
-        );
+        assert_eq!(lines_with("Tensor::randn()\nTensor::rand()", "Tensor::rand"), [2]);
         assert_eq!(lines_with("x.scatter(y)\nscatter(y)", ".scatter("), [1]);
     }
 }

@@ -59,9 +59,8 @@ impl Tree {
     /// # Errors
     /// If `cargo metadata` fails there, or a listed file cannot be read.
     pub fn load(root: &Path) -> Result<Self> {
-        let root = root
-            .canonicalize()
-            .with_context(|| format!("{}: no such folder", root.display()))?;
+        let root =
+            root.canonicalize().with_context(|| format!("{}: no such folder", root.display()))?;
         let packages = packages(&root)?;
         let paths = list_files(&root)?;
         let mut files = Vec::new();
@@ -76,12 +75,7 @@ impl Tree {
                 files.push(File::new(path.clone(), text));
             }
         }
-        Ok(Self {
-            root,
-            packages,
-            files,
-            paths,
-        })
+        Ok(Self { root, packages, files, paths })
     }
 
     /// The text file at `path`.
@@ -118,12 +112,7 @@ impl File {
                 shipped = source::blank_tests(&code);
             }
         }
-        Self {
-            path,
-            text,
-            code,
-            shipped,
-        }
+        Self { path, text, code, shipped }
     }
 
     /// Name of the package whose folder the file lies in, judged by its path.
@@ -164,10 +153,7 @@ fn packages(root: &Path) -> Result<Vec<Package>> {
         .output()
         .context("cannot run cargo metadata")?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     }
     let metadata: Metadata =
         serde_json::from_slice(&output.stdout).context("cargo metadata's answer")?;
@@ -195,13 +181,7 @@ fn list_files(root: &Path) -> Result<BTreeSet<String>> {
         let output = Command::new("git")
             .arg("-C")
             .arg(root)
-            .args([
-                "ls-files",
-                "-z",
-                "--cached",
-                "--others",
-                "--exclude-standard",
-            ])
+            .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
             .output()
             .context("cannot run git ls-files")?;
         if !output.status.success() {
@@ -228,8 +208,5 @@ fn walk(root: &Path, folder: &Path, paths: &mut BTreeSet<String>) -> Result<()> 
 }
 
 fn with_slashes(path: &Path) -> String {
-    path.components()
-        .map(|part| part.as_os_str().to_string_lossy())
-        .collect::<Vec<_>>()
-        .join("/")
+    path.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }

@@ -11,22 +11,15 @@ const ROUNDS: usize = 401;
 const ELEMENTS_PER_ROUND: usize = 1 << 17;
 
 fn main() {
-    println!(
-        "{:<12} {:>10} {:>10} {:>10}",
-        "stream", "elements", "best GB/s", "median"
-    );
+    println!("{:<12} {:>10} {:>10} {:>10}", "stream", "elements", "best GB/s", "median");
     for size in SIZES {
         let mut words = vec![0_u32; size];
         let mut values = vec![0.0_f32; size];
         let seed = Seed::new(1);
         measure("bits", size, |at| seed.bits(at, black_box(&mut words)));
-        measure("uniform", size, |at| {
-            seed.uniform(at, black_box(&mut values))
-        });
+        measure("uniform", size, |at| seed.uniform(at, black_box(&mut values)));
         measure("normal", size, |at| seed.normal(at, black_box(&mut values)));
-        measure("normal_par", size, |at| {
-            seed.normal_par(at, black_box(&mut values))
-        });
+        measure("normal_par", size, |at| seed.normal_par(at, black_box(&mut values)));
     }
 }
 
@@ -42,9 +35,5 @@ fn measure(name: &str, size: usize, mut fill: impl FnMut(u64)) {
         })
         .collect();
     rates.sort_by(f64::total_cmp);
-    println!(
-        "{name:<12} {size:>10} {:>10.2} {:>10.2}",
-        rates[ROUNDS - 1],
-        rates[ROUNDS / 2]
-    );
+    println!("{name:<12} {size:>10} {:>10.2} {:>10.2}", rates[ROUNDS - 1], rates[ROUNDS / 2]);
 }

@@ -101,11 +101,7 @@ impl Error {
         path: impl AsRef<Path>,
     ) -> impl FnOnce(io::Error) -> Self {
         let (action, path) = (action.into(), path.as_ref().to_owned());
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::Io { action, path, source }
     }
 
     /// An [`Error::File`]; `field` may be empty.
@@ -144,11 +140,7 @@ impl Error {
         problem: impl Into<String>,
         remedy: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self::Argument {
-            name: name.into(),
-            problem: problem.into(),
-            remedy: remedy.into(),
-        }
+        Self::Argument { name: name.into(), problem: problem.into(), remedy: remedy.into() }
     }
 
     /// Passes on an error of another library. One of ours inside comes out unchanged.
@@ -162,10 +154,7 @@ impl Error {
     /// Adds what was being done.
     #[must_use]
     pub fn context(self, context: impl Into<String>) -> Self {
-        Self::Context {
-            context: context.into(),
-            source: Box::new(self),
-        }
+        Self::Context { context: context.into(), source: Box::new(self) }
     }
 
     /// Who has to act on it. Context is looked through.
@@ -174,20 +163,16 @@ impl Error {
             Self::File { .. } | Self::Config { .. } | Self::Argument { .. } => ErrorKind::Usage,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::Usage,
             Self::Interrupted => ErrorKind::Interrupted,
-            Self::Context { source, .. } => source
-                .downcast_ref::<Self>()
-                .map_or(ErrorKind::Failure, Self::kind),
+            Self::Context { source, .. } => {
+                source.downcast_ref::<Self>().map_or(ErrorKind::Failure, Self::kind)
+            }
             Self::Io { .. } | Self::NoEvidence { .. } | Self::Other(_) => ErrorKind::Failure,
         }
     }
 }
 
 fn at(field: &str) -> String {
-    if field.is_empty() {
-        String::new()
-    } else {
-        format!(": {field}")
-    }
+    if field.is_empty() { String::new() } else { format!(": {field}") }
 }
 
 /// Adds what was being done to any error.
@@ -203,10 +188,7 @@ impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> Context<T>
     for std::result::Result<T, E>
 {
     fn context<C: Into<String>>(self, context: impl FnOnce() -> C) -> Result<T> {
-        self.map_err(|error| Error::Context {
-            context: context().into(),
-            source: error.into(),
-        })
+        self.map_err(|error| Error::Context { context: context().into(), source: error.into() })
     }
 }
 
@@ -216,12 +198,8 @@ mod tests {
 
     #[test]
     fn messages_name_place_and_remedy() {
-        let error = Error::file(
-            "a/b.json",
-            "claims[0].low",
-            "is above high",
-            "run the recipe again",
-        );
+        let error =
+            Error::file("a/b.json", "claims[0].low", "is above high", "run the recipe again");
         assert_eq!(
             error.to_string(),
             "a/b.json: claims[0].low: is above high; run the recipe again"
@@ -235,10 +213,7 @@ mod tests {
         let inner = Error::argument("rank", "is 0", "use 1 or more");
         let outer: Result<()> = Err(inner).context(|| "building the adapter");
         assert_eq!(outer.unwrap_err().kind(), ErrorKind::Usage);
-        assert_eq!(
-            Error::Interrupted.context("training").kind(),
-            ErrorKind::Interrupted
-        );
+        assert_eq!(Error::Interrupted.context("training").kind(), ErrorKind::Interrupted);
         assert_eq!(Error::other("no").kind(), ErrorKind::Failure);
     }
 

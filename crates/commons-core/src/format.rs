@@ -92,9 +92,7 @@ fn scaled(value: f64, base: f64, unit: usize, prefixes: &[&str]) -> String {
         scaled *= base;
         index -= 1;
     }
-    format!("{} {}", significant(scaled, 3), prefixes[index])
-        .trim_end()
-        .to_owned()
+    format!("{} {}", significant(scaled, 3), prefixes[index]).trim_end().to_owned()
 }
 
 /// `digits` significant digits, at least those before the point, without trailing zeros.
@@ -108,11 +106,7 @@ fn significant(value: f64, digits: i32) -> String {
 }
 
 fn trimmed(text: &str) -> &str {
-    if text.contains('.') {
-        text.trim_end_matches('0').trim_end_matches('.')
-    } else {
-        text
-    }
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }
 
 #[cfg(test)]

@@ -25,8 +25,7 @@ const IN_FOLDER: &str = "write inside";
 pub fn write_atomic(path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<()> {
     let path = path.as_ref();
     let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes.as_ref())
-        .map_err(Error::io("write", path))?;
+    file.write_all(bytes.as_ref()).map_err(Error::io("write", path))?;
     file.commit()
 }
 
@@ -51,26 +50,14 @@ pub fn read_text(path: impl AsRef<Path>, limit: u64) -> Result<String> {
     let path = path.as_ref();
     let file = File::open(path).map_err(Error::io("read", path))?;
     let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(Error::io("read", path))?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > limit {
         let problem = format!("is longer than the {limit} bytes allowed");
-        return Err(Error::file(
-            path,
-            "",
-            problem,
-            "check that this is the file you meant",
-        ));
+        return Err(Error::file(path, "", problem, "check that this is the file you meant"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let field = format!("byte {}", error.utf8_error().valid_up_to());
-        Error::file(
-            path,
-            field,
-            "is not UTF-8 text",
-            "check that this is the file you meant",
-        )
+        Error::file(path, field, "is not UTF-8 text", "check that this is the file you meant")
     })
 }
 
@@ -105,14 +92,9 @@ impl AtomicFile {
         // The default of the library is 0600; the umask should decide, as for any other file.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder
-            .tempfile_in(folder)
-            .map_err(Error::io("create", path))?;
+        let file = builder.tempfile_in(folder).map_err(Error::io("create", path))?;
         lock(file.as_file()).map_err(Error::io("lock", file.path()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            writer: BufWriter::with_capacity(1 << 16, file),
-        })
+        Ok(Self { path: path.to_owned(), writer: BufWriter::with_capacity(1 << 16, file) })
     }
 
     /// Forces the content to disk and gives the file its name, replacing any file of that name.
@@ -121,12 +103,9 @@ impl AtomicFile {
     /// [`Error::Io`]; the old file, if any, is then untouched.
     pub fn commit(self) -> Result<()> {
         let Self { path, writer } = self;
-        let file = writer
-            .into_inner()
-            .map_err(|error| Error::io("write", &path)(error.into_error()))?;
-        file.as_file()
-            .sync_all()
-            .map_err(Error::io("write", &path))?;
+        let file =
+            writer.into_inner().map_err(|error| Error::io("write", &path)(error.into_error()))?;
+        file.as_file().sync_all().map_err(Error::io("write", &path))?;
         file.persist(&path)
             .map_err(|error| Error::io("rename a temporary to", &path)(error.error))?;
         sync_folder(parent(&path))
@@ -170,15 +149,9 @@ impl AtomicFolder {
         builder.prefix(&prefix);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let folder = builder
-            .tempdir_in(parent)
-            .map_err(Error::io("create folder", path))?;
+        let folder = builder.tempdir_in(parent).map_err(Error::io("create folder", path))?;
         let lock = lock_folder(folder.path()).map_err(Error::io("lock", folder.path()))?;
-        Ok(Self {
-            path: path.to_owned(),
-            folder,
-            _lock: lock,
-        })
+        Ok(Self { path: path.to_owned(), folder, _lock: lock })
     }
 
     /// The folder to write into until commit.
@@ -285,11 +258,7 @@ pub fn clean_stale(folder: impl AsRef<Path>) -> Result<usize> {
 fn place<'a>(path: &'a Path, marker: &str) -> Result<(&'a Path, OsString)> {
     let Some(name) = path.file_name() else {
         let problem = format!("{} has no file name", path.display());
-        return Err(Error::argument(
-            "path",
-            problem,
-            "give the name of a file or folder",
-        ));
+        return Err(Error::argument("path", problem, "give the name of a file or folder"));
     };
     let mut prefix = OsString::from(".");
     prefix.push(name);
@@ -313,11 +282,7 @@ fn original<'a>(name: &'a OsStr, marker: &str) -> Option<&'a str> {
 
 fn remove(path: &Path) -> Result<()> {
     let folder = path.symlink_metadata().is_ok_and(|data| data.is_dir());
-    let removed = if folder {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
+    let removed = if folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::io("remove", path)(error))
@@ -363,8 +328,7 @@ fn sync_tree(path: &Path) -> Result<()> {
             sync_tree(&inner)?;
         } else if kind.is_file() {
             let file = File::options().read(true).write(cfg!(windows)).open(&inner);
-            file.and_then(|file| file.sync_all())
-                .map_err(Error::io(IN_FOLDER, &inner))?;
+            file.and_then(|file| file.sync_all()).map_err(Error::io(IN_FOLDER, &inner))?;
         }
     }
     sync_folder(path)
@@ -452,10 +416,7 @@ mod tests {
         assert_eq!(clean_stale(root.path()).unwrap(), 3);
         live_file.commit().unwrap();
         live_folder.commit().unwrap();
-        assert_eq!(
-            names(root.path()),
-            [".notes.tmp-draft-of-mine", "a", "b", "e"]
-        );
+        assert_eq!(names(root.path()), [".notes.tmp-draft-of-mine", "a", "b", "e"]);
         assert_eq!(clean_stale(root.path().join("nowhere")).unwrap(), 0);
     }
 
@@ -465,18 +426,8 @@ mod tests {
         let path = root.path().join("text");
         fs::write(&path, "12345").unwrap();
         assert_eq!(read_text(&path, 5).unwrap(), "12345");
-        assert!(
-            read_text(&path, 4)
-                .unwrap_err()
-                .to_string()
-                .contains("longer")
-        );
+        assert!(read_text(&path, 4).unwrap_err().to_string().contains("longer"));
         fs::write(&path, b"ab\xff").unwrap();
-        assert!(
-            read_text(&path, 9)
-                .unwrap_err()
-                .to_string()
-                .contains("byte 2")
-        );
+        assert!(read_text(&path, 9).unwrap_err().to_string().contains("byte 2"));
     }
 }

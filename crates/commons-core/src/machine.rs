@@ -60,9 +60,7 @@ fn cpu_model(cpuinfo: &str) -> String {
         })
     };
     // x86 names the model; ARM kernels mostly give only numbers.
-    value("model name")
-        .or_else(|| value("Model"))
-        .unwrap_or_default()
+    value("model name").or_else(|| value("Model")).unwrap_or_default()
 }
 
 /// The value in bytes of a line such as `VmHWM:    1234 kB`.
@@ -100,10 +98,7 @@ mod tests {
             "Some CPU @ 2.0GHz"
         );
         assert_eq!(cpu_model(""), "");
-        assert_eq!(
-            kibibytes("VmPeak:\t 9 kB\nVmHWM:\t  1234 kB\n", "VmHWM:"),
-            1234 * 1024
-        );
+        assert_eq!(kibibytes("VmPeak:\t 9 kB\nVmHWM:\t  1234 kB\n", "VmHWM:"), 1234 * 1024);
         assert_eq!(kibibytes("VmHWM: many", "VmHWM:"), 0);
     }
 

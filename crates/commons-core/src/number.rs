@@ -4,11 +4,7 @@
 use serde::{Deserialize, Deserializer, Serializer, de};
 
 pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    if value.is_finite() {
-        serializer.serialize_f64(*value)
-    } else {
-        serializer.collect_str(value)
-    }
+    if value.is_finite() { serializer.serialize_f64(*value) } else { serializer.collect_str(value) }
 }
 
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
@@ -28,9 +24,7 @@ pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
                 "{text:?} is not a number, \"inf\", \"-inf\" or \"NaN\""
             ))),
         },
-        Err(_) => Err(de::Error::custom(
-            "expected a number, \"inf\", \"-inf\" or \"NaN\"",
-        )),
+        Err(_) => Err(de::Error::custom("expected a number, \"inf\", \"-inf\" or \"NaN\"")),
     }
 }
 

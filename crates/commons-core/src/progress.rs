@@ -64,11 +64,7 @@ impl Stop {
     /// # Errors
     /// [`Error::Interrupted`] once a stop was requested.
     pub fn check(&self) -> Result<()> {
-        if self.is_requested() {
-            Err(Error::Interrupted)
-        } else {
-            Ok(())
-        }
+        if self.is_requested() { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// The flag itself, for signal handlers that want one.

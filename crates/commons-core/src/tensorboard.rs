@@ -24,14 +24,9 @@ impl EventWriter {
     /// [`Error::Io`] if the file cannot be written.
     pub fn create(folder: impl AsRef<Path>, started: SystemTime) -> Result<Self> {
         let seconds = since_epoch(started).as_secs();
-        let path = folder
-            .as_ref()
-            .join(format!("events.out.tfevents.{seconds:010}.commons"));
+        let path = folder.as_ref().join(format!("events.out.tfevents.{seconds:010}.commons"));
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        let mut writer = Self {
-            path,
-            file: BufWriter::new(file),
-        };
+        let mut writer = Self { path, file: BufWriter::new(file) };
         let mut event = event_header(started, 0);
         // Field 3, the version that must open every file.
         put_bytes(&mut event, 3, b"brain.Event:2");
@@ -71,9 +66,7 @@ impl EventWriter {
         framed.extend(masked_crc(&length).to_le_bytes());
         framed.extend(data);
         framed.extend(masked_crc(data).to_le_bytes());
-        self.file
-            .write_all(&framed)
-            .map_err(Error::io("write", &self.path))
+        self.file.write_all(&framed).map_err(Error::io("write", &self.path))
     }
 }
 
@@ -124,9 +117,9 @@ fn masked_crc(bytes: &[u8]) -> u32 {
 /// CRC-32C (Castagnoli), one table of 256.
 fn crc32c(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = table();
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8)
-    })
+    !bytes
+        .iter()
+        .fold(u32::MAX, |crc, byte| TABLE[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8))
 }
 
 const fn table() -> [u32; 256] {
@@ -136,11 +129,7 @@ const fn table() -> [u32; 256] {
         let mut crc = i as u32;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 1 == 1 {
-                crc >> 1 ^ 0x82f6_3b78
-            } else {
-                crc >> 1
-            };
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
             bit += 1;
         }
         table[i] = crc;
@@ -228,12 +217,6 @@ mod tests {
         assert_eq!(second[1], (2, 300_u64.to_le_bytes().to_vec()));
         assert_eq!(second[2].0, 5);
         let value = fields(&fields(&second[2].1)[0].1);
-        assert_eq!(
-            value,
-            [
-                (1, b"train/loss".to_vec()),
-                (2, 2.5_f32.to_le_bytes().to_vec())
-            ]
-        );
+        assert_eq!(value, [(1, b"train/loss".to_vec()), (2, 2.5_f32.to_le_bytes().to_vec())]);
     }
 }

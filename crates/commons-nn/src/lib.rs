@@ -14,6 +14,7 @@ pub mod error;
 pub mod eval;
 pub mod format;
 pub mod generate;
+pub mod hub;
 pub mod mmap;
 pub mod model;
 pub mod optim;

@@ -18,22 +18,27 @@
 
 pub mod arithmetic;
 pub mod attention;
+pub mod batch_norm;
 mod check;
 pub mod checkpoint;
 pub mod composed;
-mod conv;
+pub mod conv;
+pub mod einsum;
 pub mod elementwise;
+pub mod gate;
 pub mod grads;
+pub mod index;
 pub mod linear;
 pub mod loss;
 mod matmul;
 pub mod norm;
 pub mod optim;
 mod par;
+pub mod pool;
 pub mod rope;
 pub mod share;
-pub mod simd;
 mod slices;
+pub mod simd;
 mod tape;
 #[cfg(test)]
 mod testing;
@@ -41,11 +46,21 @@ mod view;
 
 pub use arithmetic::{add, mse, scale, sum};
 pub use attention::{AttentionOptions, attention};
+pub use batch_norm::{batch_norm, batch_norm_eval, batch_norm_relu, group_norm};
 pub use checkpoint::checkpoint;
 pub use conv::{ConvOptions, conv_transpose1d, conv_transpose2d, conv1d, conv2d};
+pub use einsum::einsum;
 pub use elementwise::{
     Activation, activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
+pub use index::{
+    argmax, cumsum, gather, index_add, index_select, one_hot, scatter_add, segment_sum, top_k,
+};
+pub use pool::{
+    PoolOptions, adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, global_max_pool2d,
+    max_pool2d, upsample_nearest2d,
+};
+pub use gate::gated_add;
 pub use grads::{Grads, backward, no_grad};
 pub use linear::{linear, linear_act, lora_linear};
 pub use loss::{LossOptions, cross_entropy, linear_cross_entropy, linear_kl};

@@ -9,15 +9,15 @@ pub mod compress;
 mod error;
 pub mod foldgpt;
 pub mod heal;
-pub mod relaxed_recursive;
+pub mod material;
 
 pub use compress::{AnyCompress, Compress, Context, Shared};
 pub use error::{Error, Result};
 
-use commons_core::Method;
+use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
-pub const METHODS: &[&dyn Method] = &[&foldgpt::Evidence, &relaxed_recursive::Evidence];
+pub const METHODS: &[&dyn Method] = &[&foldgpt::Evidence];
 
 /// Methods that compress a pretrained decoder.
-pub const COMPRESSORS: &[&dyn AnyCompress] = &[&foldgpt::FoldGpt, &relaxed_recursive::RelaxedRecursive];
+pub const COMPRESSORS: &[&dyn AnyCompress] = &[&foldgpt::FoldGpt];

@@ -12,40 +12,22 @@ const ON_CANDLE: &[&str] = &[OPS, "commons-nn"];
 /// Names from candle whose backward pass is missing or wrong in 0.11, and the reason.
 const FAULTY: &[(&[&str], &str)] = &[
     (
-        &[
-            "softmax_last_dim",
-            "rotary_emb",
-            "rms_norm_slow",
-            "layer_norm_slow",
-            "sdpa",
-        ],
+        &["softmax_last_dim", "rotary_emb", "rms_norm_slow", "layer_norm_slow", "sdpa"],
         "candle drops its gradient without a word; use the one in commons-ops",
     ),
     (
-        &[
-            ".scatter(",
-            ".scatter_set(",
-            ".scatter_add(",
-            ".scatter_add_set(",
-        ],
+        &[".scatter(", ".scatter_set(", ".scatter_add(", ".scatter_add_set("],
         "its gradient is wrong in candle; use commons_ops::scatter_add",
     ),
     (
-        &[
-            ".upsample_nearest1d(",
-            ".upsample_nearest2d(",
-            ".upsample_bilinear2d(",
-        ],
+        &[".upsample_nearest1d(", ".upsample_nearest2d(", ".upsample_bilinear2d("],
         "its backward pass overwrites gradients; write an op in commons-ops",
     ),
     (
         &[".conv_transpose1d(", ".conv_transpose2d("],
         "candle lacks its backward pass; use the one in commons-ops",
     ),
-    (
-        &[".backward("],
-        "it misses gradients inside checkpoints; use commons_ops::backward",
-    ),
+    (&[".backward("], "it misses gradients inside checkpoints; use commons_ops::backward"),
 ];
 
 /// Rule `candle-behind-ops`.

@@ -17,62 +17,20 @@ const ENGINE: &str = "commons-engine";
 /// The layers, lowest first. Method crates stand side by side and never see each other: what two
 /// of them need moves down. A new crate gets its line here.
 const LAYERS: &[Layer] = &[
-    Layer {
-        name: CORE,
-        below: &[],
-    },
-    Layer {
-        name: "commons-society",
-        below: &[CORE],
-    },
-    Layer {
-        name: "commons-knowledge",
-        below: &[CORE],
-    },
-    Layer {
-        name: OPS,
-        below: &[CORE],
-    },
-    Layer {
-        name: NN,
-        below: &[CORE, OPS],
-    },
-    Layer {
-        name: "commons-weights",
-        below: &[CORE, OPS, NN],
-    },
-    Layer {
-        name: "commons-adapters",
-        below: &[CORE, OPS, NN],
-    },
-    Layer {
-        name: "commons-models",
-        below: &[CORE, OPS, NN],
-    },
-    Layer {
-        name: "commons-search",
-        below: &[CORE, OPS, NN],
-    },
-    Layer {
-        name: "commons-swarm",
-        below: &[CORE, OPS, NN],
-    },
-    Layer {
-        name: ENGINE,
-        below: &[CORE, OPS, NN],
-    },
-    Layer {
-        name: "commons-rl",
-        below: &[CORE, OPS, NN, ENGINE],
-    },
-    Layer {
-        name: "commons-benches",
-        below: &[CORE, OPS, NN, ENGINE],
-    },
-    Layer {
-        name: "xtask",
-        below: &[CORE],
-    },
+    Layer { name: CORE, below: &[] },
+    Layer { name: "commons-society", below: &[CORE] },
+    Layer { name: "commons-knowledge", below: &[CORE] },
+    Layer { name: OPS, below: &[CORE] },
+    Layer { name: NN, below: &[CORE, OPS] },
+    Layer { name: "commons-weights", below: &[CORE, OPS, NN] },
+    Layer { name: "commons-adapters", below: &[CORE, OPS, NN] },
+    Layer { name: "commons-models", below: &[CORE, OPS, NN] },
+    Layer { name: "commons-search", below: &[CORE, OPS, NN] },
+    Layer { name: "commons-swarm", below: &[CORE, OPS, NN] },
+    Layer { name: ENGINE, below: &[CORE, OPS, NN] },
+    Layer { name: "commons-rl", below: &[CORE, OPS, NN, ENGINE] },
+    Layer { name: "commons-benches", below: &[CORE, OPS, NN, ENGINE] },
+    Layer { name: "xtask", below: &[CORE] },
 ];
 
 /// The binary stands on top of all of them.

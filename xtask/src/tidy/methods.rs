@@ -7,26 +7,12 @@ use crate::source::{find_name, line_of};
 use crate::tree::{File, Tree};
 
 /// Files every method's folder holds.
-const FILES: &[&str] = &[
-    "mod.rs",
-    "evidence.rs",
-    "tests.rs",
-    "smoke.toml",
-    "full.toml",
-    "result.json",
-];
+const FILES: &[&str] =
+    &["mod.rs", "evidence.rs", "tests.rs", "smoke.toml", "full.toml", "result.json"];
 
 /// Headings of a method's documentation, in order.
-pub const HEADINGS: &[&str] = &[
-    "Paper",
-    "Problem",
-    "Method",
-    "Shared / kept apart",
-    "Claim",
-    "Here",
-    "Differs",
-    "Use",
-];
+pub const HEADINGS: &[&str] =
+    &["Paper", "Problem", "Method", "Shared / kept apart", "Claim", "Here", "Differs", "Use"];
 
 /// A method as its crate lists it.
 pub struct Listed {
@@ -46,13 +32,15 @@ impl Listed {
     }
 }
 
+/// The slug of the method in `folder`.
+pub fn slug(folder: &str) -> String {
+    folder.rsplit('/').next().unwrap_or(folder).replace('_', "-")
+}
+
 /// Every entry of every crate's `METHODS`.
 pub fn listed(tree: &Tree) -> Vec<Listed> {
     let libraries = tree.libraries();
-    libraries
-        .filter(|file| file.path.ends_with("/src/lib.rs"))
-        .flat_map(entries)
-        .collect()
+    libraries.filter(|file| file.path.ends_with("/src/lib.rs")).flat_map(entries).collect()
 }
 
 /// Rule `method-folder`.
@@ -88,13 +76,8 @@ pub fn folders(tree: &Tree) -> Vec<Breach> {
 
 /// Rule `method-docs`.
 pub fn docs(tree: &Tree) -> Vec<Breach> {
-    let folders = listed(tree)
-        .into_iter()
-        .filter_map(|method| method.folder());
-    folders
-        .filter_map(|folder| tree.file(&format!("{folder}/mod.rs")))
-        .flat_map(docs_of)
-        .collect()
+    let folders = listed(tree).into_iter().filter_map(|method| method.folder());
+    folders.filter_map(|folder| tree.file(&format!("{folder}/mod.rs"))).flat_map(docs_of).collect()
 }
 
 /// Sections of a module's documentation: line of the heading, heading, lines below it.
@@ -136,11 +119,7 @@ fn docs_of(file: &File) -> Vec<Breach> {
                 return breaches;
             }
             None => {
-                breaches.push(Breach::new(
-                    &file.path,
-                    1,
-                    format!("heading `{wanted}` is missing"),
-                ));
+                breaches.push(Breach::new(&file.path, 1, format!("heading `{wanted}` is missing")));
                 return breaches;
             }
         }
@@ -151,18 +130,10 @@ fn docs_of(file: &File) -> Vec<Breach> {
     }
     for (line, heading, body) in &sections {
         if body.iter().all(|text| text.trim().is_empty()) {
-            breaches.push(Breach::new(
-                &file.path,
-                *line,
-                format!("`{heading}` says nothing"),
-            ));
+            breaches.push(Breach::new(&file.path, *line, format!("`{heading}` says nothing")));
         }
         if *heading == "Use" && !has_tested_example(body) {
-            breaches.push(Breach::new(
-                &file.path,
-                *line,
-                "`Use` needs an example that is tested",
-            ));
+            breaches.push(Breach::new(&file.path, *line, "`Use` needs an example that is tested"));
         }
     }
     breaches
@@ -194,9 +165,7 @@ fn recipes(tree: &Tree, folder: &str) -> Vec<Breach> {
             continue;
         };
         if let Err(error) = file.text.parse::<toml::Table>() {
-            let line = error
-                .span()
-                .map_or(1, |span| line_of(&file.text, span.start));
+            let line = error.span().map_or(1, |span| line_of(&file.text, span.start));
             breaches.push(Breach::new(&file.path, line, error.message()));
         }
     }
@@ -210,8 +179,7 @@ fn entries(library: &File) -> Vec<Listed> {
         .lines()
         .filter_map(|line| {
             let line = line.trim().strip_suffix(';')?;
-            line.strip_prefix("pub mod ")
-                .or_else(|| line.strip_prefix("mod "))
+            line.strip_prefix("pub mod ").or_else(|| line.strip_prefix("mod "))
         })
         .collect();
     let Some(list) = find_name(code, "const METHODS").and_then(|start| {

@@ -5,7 +5,7 @@
 
 mod candle;
 mod layers;
-mod methods;
+pub mod methods;
 mod paths;
 mod results;
 mod sources;
@@ -53,11 +53,7 @@ pub const RULES: &[Rule] = &[
         asks: "no tensor function whose gradient candle drops or gets wrong",
         find: candle::gradients,
     },
-    Rule {
-        name: "seeded",
-        asks: "all randomness comes from a Seed",
-        find: sources::seeded,
-    },
+    Rule { name: "seeded", asks: "all randomness comes from a Seed", find: sources::seeded },
     Rule {
         name: "unsafe-modules",
         asks: "unsafe code stays in the modules made for it",
@@ -68,11 +64,7 @@ pub const RULES: &[Rule] = &[
         asks: "libraries do not print",
         find: sources::silent_libraries,
     },
-    Rule {
-        name: "finished",
-        asks: "no todo!, unimplemented! or dbg!",
-        find: sources::finished,
-    },
+    Rule { name: "finished", asks: "no todo!, unimplemented! or dbg!", find: sources::finished },
     Rule {
         name: "clock",
         asks: "libraries read the clock only where time is what they measure",
@@ -88,11 +80,7 @@ pub const RULES: &[Rule] = &[
         asks: "a Rust file has at most 600 lines",
         find: sources::file_length,
     },
-    Rule {
-        name: "lints",
-        asks: "every package takes the workspace's lints",
-        find: layers::lints,
-    },
+    Rule { name: "lints", asks: "every package takes the workspace's lints", find: layers::lints },
     Rule {
         name: "method-folder",
         asks: "every method has its folder with all its files, and every such folder is listed",
@@ -124,11 +112,7 @@ pub struct Breach {
 
 impl Breach {
     fn new(path: &str, line: usize, message: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            message: message.into(),
-        }
+        Self { path: path.to_owned(), line, message: message.into() }
     }
 }
 
@@ -142,11 +126,7 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Breach {
-            path,
-            line,
-            message,
-        } = &self.breach;
+        let Breach { path, line, message } = &self.breach;
         write!(f, "{path}:{line}: {}: {message}", self.rule)
     }
 }

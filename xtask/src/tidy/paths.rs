@@ -5,16 +5,8 @@ use crate::tree::Tree;
 
 /// Where people and build machines keep their things: never a path that a reader of the
 /// repository has as well.
-const PRIVATE_FOLDERS: &[&str] = &[
-    "/home/",
-    "/root/",
-    "/Users/",
-    "/opt/",
-    "/mnt/",
-    "/work/",
-    "/workspace/",
-    "/builds/",
-];
+const PRIVATE_FOLDERS: &[&str] =
+    &["/home/", "/root/", "/Users/", "/opt/", "/mnt/", "/work/", "/workspace/", "/builds/"];
 
 /// Package hosts. The user's own clients know theirs, mirrors included, so no name is written down.
 const PACKAGE_HOSTS: &[&str] = &[
@@ -29,11 +21,7 @@ const PACKAGE_HOSTS: &[&str] = &[
 ];
 
 /// Files made by other tools, and this one with its tests, which have to name what they forbid.
-const EXEMPT: &[&str] = &[
-    "Cargo.lock",
-    "xtask/src/tidy/paths.rs",
-    "xtask/src/tidy/tests.rs",
-];
+const EXEMPT: &[&str] = &["Cargo.lock", "xtask/src/tidy/paths.rs", "xtask/src/tidy/tests.rs"];
 
 /// Rule `portable`.
 pub fn portable(tree: &Tree) -> Vec<Breach> {

@@ -16,16 +16,14 @@ const UNSAFE_MODULES: &[&str] = &[
 
 /// Library files that may read the clock, because elapsed time is what they report.
 const CLOCK_MODULES: &[&str] = &[
-    "crates/commons-core/src/run",
+    "crates/commons-core/src/evidence/run",
     "crates/commons-nn/src/hub",
     "crates/commons-nn/src/train",
 ];
 
 /// Where libraries may open connections.
-const NETWORK_MODULES: &[&str] = &[
-    "crates/commons-nn/src/hub",
-    "crates/commons-swarm/src/transport",
-];
+const NETWORK_MODULES: &[&str] =
+    &["crates/commons-nn/src/hub", "crates/commons-swarm/src/transport"];
 
 /// Packages that draw random numbers of their own.
 const RANDOM_PACKAGES: &[&str] = &["rand", "rand_core", "rand_distr", "fastrand", "getrandom"];
@@ -56,12 +54,7 @@ pub fn seeded(tree: &Tree) -> Vec<Breach> {
         "RandomState",
     ];
     for file in tree.rust() {
-        breaches.extend(named(
-            file,
-            &file.code,
-            &names,
-            "draw from commons_core::Seed",
-        ));
+        breaches.extend(named(file, &file.code, &names, "draw from commons_core::Seed"));
     }
     breaches
 }
@@ -82,9 +75,7 @@ pub fn unsafe_modules(tree: &Tree) -> Vec<Breach> {
 pub fn silent_libraries(tree: &Tree) -> Vec<Breach> {
     let names = ["println!", "eprintln!", "print!", "eprint!"];
     let why = "a library returns what it has to say, or emits a tracing event";
-    tree.libraries()
-        .flat_map(|file| named(file, &file.shipped, &names, why))
-        .collect()
+    tree.libraries().flat_map(|file| named(file, &file.shipped, &names, why)).collect()
 }
 
 /// Rule `finished`.

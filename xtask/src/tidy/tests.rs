@@ -11,22 +11,13 @@ fn expect(tree: &Miniature, rule: &str, place: &str) {
     let findings = check(&tree.load());
     let printed: Vec<String> = findings.iter().map(ToString::to_string).collect();
     let first = printed.first().expect("no rule fired");
-    assert!(
-        first.starts_with(&format!("{place}: {rule}: ")),
-        "{printed:#?}"
-    );
-    assert!(
-        findings.iter().all(|finding| finding.rule == rule),
-        "{printed:#?}"
-    );
+    assert!(first.starts_with(&format!("{place}: {rule}: ")), "{printed:#?}");
+    assert!(findings.iter().all(|finding| finding.rule == rule), "{printed:#?}");
 }
 
 #[track_caller]
 fn expect_none(tree: &Miniature) {
-    let printed: Vec<String> = check(&tree.load())
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let printed: Vec<String> = check(&tree.load()).iter().map(ToString::to_string).collect();
     assert!(printed.is_empty(), "{printed:#?}");
 }
 
@@ -55,20 +46,14 @@ fn rules_have_names_of_their_own() {
 #[test]
 fn method_crates_do_not_see_each_other() {
     let tree = Miniature::new();
-    tree.package(
-        "commons-adapters",
-        "commons-weights = { path = \"../commons-weights\" }\n",
-    );
+    tree.package("commons-adapters", "commons-weights = { path = \"../commons-weights\" }\n");
     expect(&tree, "layers", "crates/commons-adapters/Cargo.toml:6");
 }
 
 #[test]
 fn no_layer_looks_up_even_in_tests() {
     let tree = Miniature::new();
-    tree.package(
-        "commons-core",
-        "[dev-dependencies]\ncommons-nn.path = \"../commons-nn\"\n",
-    );
+    tree.package("commons-core", "[dev-dependencies]\ncommons-nn.path = \"../commons-nn\"\n");
     expect(&tree, "layers", "crates/commons-core/Cargo.toml:7");
 }
 
@@ -84,10 +69,7 @@ fn allowed_edges_are_allowed() {
     let tree = Miniature::new();
     let below = "commons-nn = { path = \"../commons-nn\" }\n";
     tree.package("commons-adapters", below);
-    tree.package(
-        "commons",
-        &format!("clap = \"4\"\nindicatif = \"1\"\n{below}"),
-    );
+    tree.package("commons", &format!("clap = \"4\"\nindicatif = \"1\"\n{below}"));
     expect_none(&tree);
 }
 
@@ -128,20 +110,10 @@ fn candle_is_reached_through_ops() {
 #[test]
 fn candle_nn_is_not_used_at_all() {
     let tree = Miniature::new();
-    tree.package(
-        "commons-ops",
-        "[dependencies.candle-nn]\nversion = \"0.11\"\n",
-    );
-    expect(
-        &tree,
-        "candle-behind-ops",
-        "crates/commons-ops/Cargo.toml:6",
-    );
+    tree.package("commons-ops", "[dependencies.candle-nn]\nversion = \"0.11\"\n");
+    expect(&tree, "candle-behind-ops", "crates/commons-ops/Cargo.toml:6");
     let tree = Miniature::new();
-    tree.write(
-        NN,
-        "//! A crate.\n// candle_nn is only named here\nuse candle_nn::Linear;\n",
-    );
+    tree.write(NN, "//! A crate.\n// candle_nn is only named here\nuse candle_nn::Linear;\n");
     expect(&tree, "candle-behind-ops", &format!("{NN}:3"));
 }
 
@@ -167,21 +139,13 @@ fn functions_without_a_right_gradient_are_found() {
 #[test]
 fn our_own_ops_of_the_same_name_are_fine() {
     let tree = Miniature::new();
-    tree.write(
-        NN,
-        "//! A crate.\nfn f() { ops::scatter_add(x, i, s); ops::backward(&loss); }\n",
-    );
+    tree.write(NN, "//! A crate.\nfn f() { ops::scatter_add(x, i, s); ops::backward(&loss); }\n");
     expect_none(&tree);
 }
 
 #[test]
 fn randomness_without_a_seed_is_found() {
-    for call in [
-        "Tensor::randn(0, 1)",
-        "Var::rand(0, 1)",
-        "rand::random()",
-        "x.rand_like(0, 1)",
-    ] {
+    for call in ["Tensor::randn(0, 1)", "Var::rand(0, 1)", "rand::random()", "x.rand_like(0, 1)"] {
         let tree = Miniature::new();
         tree.write(
             NN,
@@ -233,7 +197,7 @@ fn unfinished_code_is_found() {
 fn libraries_do_not_read_the_clock() {
     let code = "//! A crate.\nfn f() { let start = Instant::now(); }\n";
     let tree = Miniature::new();
-    tree.write("crates/commons-core/src/run/mod.rs", code);
+    tree.write("crates/commons-core/src/evidence/run.rs", code);
     tree.write("crates/commons/src/main.rs", code);
     expect_none(&tree);
     tree.write("crates/commons-core/src/running.rs", code);
@@ -263,23 +227,13 @@ fn long_files_are_found() {
 #[test]
 fn a_package_with_lints_of_its_own_is_found() {
     let tree = Miniature::new();
-    tree.replace(
-        "crates/commons-nn/Cargo.toml",
-        "[lints]\nworkspace = true\n",
-        "",
-    );
+    tree.replace("crates/commons-nn/Cargo.toml", "[lints]\nworkspace = true\n", "");
     expect(&tree, "lints", "crates/commons-nn/Cargo.toml:1");
 }
 
 #[test]
 fn a_method_has_all_its_files() {
-    for name in [
-        "evidence.rs",
-        "tests.rs",
-        "smoke.toml",
-        "full.toml",
-        "result.json",
-    ] {
+    for name in ["evidence.rs", "tests.rs", "smoke.toml", "full.toml", "result.json"] {
         let tree = Miniature::new();
         tree.remove(&Miniature::method(name));
         expect(&tree, "method-folder", &format!("{WEIGHTS}:7"));
@@ -290,11 +244,7 @@ fn a_method_has_all_its_files() {
 fn a_method_is_listed_with_its_module() {
     let tree = Miniature::new();
     tree.replace(WEIGHTS, "    &Entry::<halving::Halving>::NEW,\n", "");
-    expect(
-        &tree,
-        "method-folder",
-        &format!("{}:1", Miniature::method("evidence.rs")),
-    );
+    expect(&tree, "method-folder", &format!("{}:1", Miniature::method("evidence.rs")));
     let tree = Miniature::new();
     tree.replace(WEIGHTS, "NEW,\n", "NEW,\n    &Elsewhere,\n");
     expect(&tree, "method-folder", &format!("{WEIGHTS}:8"));
@@ -304,10 +254,7 @@ fn a_method_is_listed_with_its_module() {
 fn golden_values_that_tests_read_are_there() {
     let tree = Miniature::new();
     let tests = Miniature::method("tests.rs");
-    tree.write(
-        &tests,
-        "//! Tests.\nconst G: &str = include_str!(\"golden.json\");\n",
-    );
+    tree.write(&tests, "//! Tests.\nconst G: &str = include_str!(\"golden.json\");\n");
     expect(&tree, "method-folder", &format!("{tests}:2"));
     tree.write(&Miniature::method("golden.json"), "{}");
     expect_none(&tree);
@@ -334,11 +281,7 @@ fn documentation_has_its_headings_in_order() {
     tree.replace(&module, "//! Half the weights.\n", "");
     expect(&tree, "method-docs", &format!("{module}:11"));
     let tree = Miniature::new();
-    tree.replace(
-        &module,
-        "//! ```\n//! # let hidden",
-        "//! ```ignore\n//! # let hidden",
-    );
+    tree.replace(&module, "//! ```\n//! # let hidden", "//! ```ignore\n//! # let hidden");
     expect(&tree, "method-docs", &format!("{module}:17"));
     let tree = Miniature::new();
     tree.replace(&module, "//! Two layers share one weight.\n//!\n", "");
@@ -346,30 +289,49 @@ fn documentation_has_its_headings_in_order() {
 }
 
 #[test]
+fn results_belong_to_the_recipe_beside_them() {
+    let full = Miniature::method("full.toml");
+    let tree = Miniature::new();
+    tree.write(&full, "# Whole numbers may stand for floats.\nrate = 1\nsteps = 100\n");
+    expect_none(&tree);
+    tree.write(&full, "rate = 1\nsteps = 200\n");
+    expect(&tree, "fresh-results", &format!("{full}:2"));
+    tree.write(&full, "steps = 100\n[data]\nname = \"x\"\n");
+    expect(&tree, "fresh-results", &format!("{full}:3"));
+}
+
+#[test]
+fn results_are_those_of_this_method_and_recipe() {
+    let path = Miniature::method("result.json");
+    let tree = Miniature::new();
+    tree.replace(&path, "\"slug\": \"halving\"", "\"slug\": \"doubling\"");
+    expect(&tree, "fresh-results", &format!("{path}:3"));
+    let tree = Miniature::new();
+    tree.replace(&path, "\"recipe\": \"full\"", "\"recipe\": \"smoke\"");
+    expect(&tree, "fresh-results", &format!("{path}:5"));
+    let tree = Miniature::new();
+    tree.replace(&path, "\"verdict\": \"holds\"", "\"verdict\": \"fails\"");
+    expect(&tree, "fresh-results", &format!("{path}:1"));
+    let tree = Miniature::new();
+    tree.write(&path, "{ \"slug\": ");
+    expect(&tree, "fresh-results", &format!("{path}:1"));
+}
+
+#[test]
 fn paths_of_one_machine_are_found() {
-    for line in [
-        "cd /home/ann/commons",
-        "data = \"/opt/data/x\"",
-        "cp x /root/y",
-    ] {
+    for line in ["cd /home/ann/commons", "data = \"/opt/data/x\"", "cp x /root/y"] {
         let tree = Miniature::new();
         tree.write("scripts/run.sh", &format!("#!/bin/sh\n{line}\n"));
         expect(&tree, "portable", "scripts/run.sh:2");
     }
     let tree = Miniature::new();
-    tree.write(
-        "scripts/run.sh",
-        "cp ~/home/x .\n# see https://example.org/opt/x\n",
-    );
+    tree.write("scripts/run.sh", "cp ~/home/x .\n# see https://example.org/opt/x\n");
     expect_none(&tree);
 }
 
 #[test]
 fn package_hosts_are_found() {
     let tree = Miniature::new();
-    tree.write(
-        "scripts/get.py",
-        "a = 1\nurl = 'https://files.pythonhosted.org/x.whl'\n",
-    );
+    tree.write("scripts/get.py", "a = 1\nurl = 'https://files.pythonhosted.org/x.whl'\n");
     expect(&tree, "portable", "scripts/get.py:2");
 }

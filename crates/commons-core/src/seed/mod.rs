@@ -51,10 +51,7 @@ pub struct Seed {
 impl Seed {
     /// The seed a user writes as a number.
     pub const fn new(seed: u64) -> Self {
-        Self {
-            key: [seed as u32, (seed >> 32) as u32],
-            stream: [0, 0],
-        }
+        Self { key: [seed as u32, (seed >> 32) as u32], stream: [0, 0] }
     }
 
     /// An independent seed for a named use, e.g. `seed.fork("client", 3)`. Different labels or
@@ -73,25 +70,13 @@ impl Seed {
                     block[4 * i + 3],
                 ])
             };
-            state = absorb(
-                state,
-                [word(0), word(1), word(2), word(3)],
-                [0x6c61_6265, 0x6c00_0001],
-            );
+            state = absorb(state, [word(0), word(1), word(2), word(3)], [0x6c61_6265, 0x6c00_0001]);
         }
         // The length closes the label, so that padding is never mistaken for text.
         let length = label.len() as u64;
-        let last = [
-            index as u32,
-            (index >> 32) as u32,
-            length as u32,
-            (length >> 32) as u32,
-        ];
+        let last = [index as u32, (index >> 32) as u32, length as u32, (length >> 32) as u32];
         let [k0, k1, s0, s1] = absorb(state, last, [0x696e_6465, 0x7800_0002]);
-        Self {
-            key: [k0, k1],
-            stream: [s0, s1],
-        }
+        Self { key: [k0, k1], stream: [s0, s1] }
     }
 
     /// Uniform 32-bit words `start .. start + out.len()` of the stream.
@@ -139,21 +124,14 @@ impl Seed {
 
     /// A single number that stands for this seed, for libraries that want one.
     pub fn to_u64(self) -> u64 {
-        let [low, high, ..] = philox4x32_10(
-            [u32::MAX, u32::MAX, self.stream[0], self.stream[1]],
-            self.key,
-        );
+        let [low, high, ..] =
+            philox4x32_10([u32::MAX, u32::MAX, self.stream[0], self.stream[1]], self.key);
         u64::from(low) | u64::from(high) << 32
     }
 
     /// Fills `out` with elements from `start` on, compiled once for each instruction set.
     fn fill<T: Copy, C: Convert<T>>(self, start: u64, out: &mut [T]) {
-        pulp::Arch::new().dispatch(Fill {
-            seed: self,
-            start,
-            out,
-            convert: PhantomData::<C>,
-        });
+        pulp::Arch::new().dispatch(Fill { seed: self, start, out, convert: PhantomData::<C> });
     }
 }
 
@@ -207,12 +185,7 @@ impl<T: Copy, C: Convert<T>> pulp::WithSimd for Fill<'_, T, C> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _: S) {
-        let Self {
-            seed,
-            start,
-            mut out,
-            ..
-        } = self;
+        let Self { seed, start, mut out, .. } = self;
         let mut tile = start / TILE as u64;
         let mut offset = (start % TILE as u64) as usize;
         // One call site, so that everything is inlined into the code of this instruction set.

@@ -26,7 +26,7 @@ fn ln_1p_reduced(f: f32) -> f32 {
     p = p * f - 1.666_805_7e-1;
     p = p * f + 2.000_071_5e-1;
     p = p * f - 2.499_999_4e-1;
-    p = p * f + 3.333_333_1e-1;
+    p = p * f + 3.333_333e-1;
     f + (f * z * p - 0.5 * z)
 }
 
@@ -44,7 +44,7 @@ fn radius(word: u32) -> f32 {
     let f = if near_one { -distance } else { mantissa - 1.0 };
     let e = if near_one { 0.0 } else { exponent as f32 };
     // ln 2 in two parts, the first with few enough bits that e·HIGH is exact.
-    let ln = ln_1p_reduced(f) - e * 2.121_944_4e-4 + e * 0.693_359_375;
+    let ln = ln_1p_reduced(f) - e * 2.121_944_4e-4 + e * 0.693_359_4;
     (-2.0 * ln).sqrt()
 }
 
@@ -64,10 +64,7 @@ fn sin_cos(word: u32) -> (f32, f32) {
     // Signs by quadrant: sine is negative in the last two, cosine in the middle two.
     let sine_sign = (quarter & 2) << 30;
     let cosine_sign = (quarter.wrapping_add(1) & 2) << 30;
-    (
-        f32::from_bits(s.to_bits() ^ sine_sign),
-        f32::from_bits(c.to_bits() ^ cosine_sign),
-    )
+    (f32::from_bits(s.to_bits() ^ sine_sign), f32::from_bits(c.to_bits() ^ cosine_sign))
 }
 
 /// Two independent standard normals from two uniform words.
@@ -99,17 +96,7 @@ mod tests {
 
     /// Words that cover both ends, both sides of every branch, and a spread in between.
     fn words() -> impl Iterator<Item = u32> {
-        let edges = [
-            0,
-            1 << 29,
-            1 << 30,
-            3 << 29,
-            1 << 31,
-            3 << 30,
-            7 << 29,
-            NEAR_ONE,
-            u32::MAX,
-        ];
+        let edges = [0, 1 << 29, 1 << 30, 3 << 29, 1 << 31, 3 << 30, 7 << 29, NEAR_ONE, u32::MAX];
         let near = edges
             .into_iter()
             .flat_map(|edge: u32| (-40..40).map(move |d: i32| edge.wrapping_add(d as u32)));
@@ -125,10 +112,7 @@ mod tests {
             let ln = if u > 0.5 { (-d).ln_1p() } else { u.ln() };
             let exact = (-2.0 * ln).sqrt();
             let got = f64::from(radius(word));
-            assert!(
-                (got - exact).abs() <= 4e-7 * exact.max(1e-9),
-                "{word}: {got} {exact}"
-            );
+            assert!((got - exact).abs() <= 4e-7 * exact.max(1e-9), "{word}: {got} {exact}");
         }
     }
 

@@ -41,8 +41,8 @@ pub(crate) fn tile(key: [u32; 2], stream: [u32; 2], tile: u64) -> [[u32; LANES];
     // A multiple of 16, so that a lane never carries into the high word.
     let first = tile.wrapping_mul(LANES as u64);
     let mut x0 = [first & LOW; LANES];
-    for lane in 0..LANES {
-        x0[lane] |= lane as u64;
+    for (lane, word) in x0.iter_mut().enumerate() {
+        *word |= lane as u64;
     }
     let mut x1 = [first >> 32; LANES];
     let mut x2 = [u64::from(stream[0]); LANES];
@@ -78,16 +78,8 @@ mod tests {
     #[test]
     fn known_answers() {
         let cases = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [u32::MAX; 4],
-                [u32::MAX; 2],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],
@@ -106,13 +98,12 @@ mod tests {
         // The last two cross from a low word of all ones into the high word.
         for number in [0, 1, 77, (1 << 28) - 1, 1 << 28, u64::MAX >> 4] {
             let words = tile(key, stream, number);
-            for lane in 0..LANES {
+            for (lane, word0) in words[0].iter().enumerate() {
                 let block = number * 16 + lane as u64;
                 let counter = [block as u32, (block >> 32) as u32, stream[0], stream[1]];
                 let expected = philox4x32_10(counter, key);
-                for word in 0..4 {
-                    assert_eq!(words[word][lane], expected[word]);
-                }
+                let got = [*word0, words[1][lane], words[2][lane], words[3][lane]];
+                assert_eq!(got, expected);
             }
         }
     }

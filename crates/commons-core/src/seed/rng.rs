@@ -33,10 +33,7 @@ impl From<State> for Rng {
 
 impl From<Rng> for State {
     fn from(rng: Rng) -> Self {
-        Self {
-            seed: rng.seed,
-            position: rng.position,
-        }
+        Self { seed: rng.seed, position: rng.position }
     }
 }
 
@@ -50,12 +47,7 @@ impl Eq for Rng {}
 
 impl Rng {
     pub(super) fn new(seed: Seed) -> Self {
-        Self {
-            seed,
-            position: 0,
-            words: [0; TILE],
-            held: None,
-        }
+        Self { seed, position: 0, words: [0; TILE], held: None }
     }
 
     /// Words consumed so far.

@@ -14,12 +14,9 @@ fn stream_begins_with_the_known_answer() {
 
 /// FNV-1a over the bits, so that one number pins a whole slice.
 fn digest(words: impl IntoIterator<Item = u32>) -> u64 {
-    words
-        .into_iter()
-        .flat_map(u32::to_le_bytes)
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        })
+    words.into_iter().flat_map(u32::to_le_bytes).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }
 
 /// Recorded once, and equal to those of an independent implementation in NumPy. A change of any of them breaks every recorded run and every model that names a
@@ -82,12 +79,8 @@ fn instruction_sets_agree() {
     }
     // `with_simd` alone is the same code without any target feature.
     let mut out = [0.0_f32; 64];
-    let plain = Fill {
-        seed: Seed::new(1),
-        start: 0,
-        out: &mut out,
-        convert: PhantomData::<Normal>,
-    };
+    let plain =
+        Fill { seed: Seed::new(1), start: 0, out: &mut out, convert: PhantomData::<Normal> };
     plain.with_simd(Scalar::new());
     assert!(out.iter().all(|v| v.is_finite()));
     if let Some(simd) = pulp::x86::V3::try_new() {
@@ -105,16 +98,9 @@ fn parallel_fill_has_the_bits_of_the_sequential_one() {
     let (mut one, mut many) = (vec![0.0; n], vec![0.0; n]);
     seed.normal(5, &mut one);
     for threads in [1, 3] {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| seed.normal_par(5, &mut many));
-        assert!(
-            one.iter()
-                .zip(&many)
-                .all(|(a, b)| a.to_bits() == b.to_bits())
-        );
+        assert!(one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
 }
 
@@ -163,9 +149,7 @@ fn normals_follow_the_normal_distribution() {
     values.sort_by(f32::total_cmp);
     let distance = values.iter().enumerate().fold(0.0_f64, |worst, (i, v)| {
         let cdf = normal_cdf(f64::from(*v));
-        worst
-            .max((cdf - i as f64 / n as f64).abs())
-            .max((cdf - (i + 1) as f64 / n as f64).abs())
+        worst.max((cdf - i as f64 / n as f64).abs()).max((cdf - (i + 1) as f64 / n as f64).abs())
     });
     // 1.63/√n is the 1 % point.
     assert!(distance * (n as f64).sqrt() < 1.63, "{distance}");
@@ -181,10 +165,7 @@ fn uniforms_fill_the_interval_evenly() {
         counts[(value * 256.0) as usize] += 1.0;
     }
     let expected = values.len() as f64 / 256.0;
-    let chi2: f64 = counts
-        .iter()
-        .map(|c| (c - expected).powi(2) / expected)
-        .sum();
+    let chi2: f64 = counts.iter().map(|c| (c - expected).powi(2) / expected).sum();
     // 255 degrees of freedom: mean 255, standard deviation 22.6.
     assert!((165.0..346.0).contains(&chi2), "{chi2}");
 }
@@ -193,15 +174,7 @@ fn uniforms_fill_the_interval_evenly() {
 fn forks_differ_and_do_not_correlate() {
     let root = Seed::new(1);
     let mut seen = std::collections::HashSet::from([root]);
-    for label in [
-        "",
-        "a",
-        "b",
-        "ab",
-        "a\0",
-        "client",
-        "a label longer than sixteen bytes",
-    ] {
+    for label in ["", "a", "b", "ab", "a\0", "client", "a label longer than sixteen bytes"] {
         for index in [0, 1, 2, u64::MAX] {
             assert!(seen.insert(root.fork(label, index)), "{label:?} {index}");
             assert!(seen.insert(Seed::new(2).fork(label, index)));
@@ -276,10 +249,7 @@ fn rng_draws_have_their_distributions() {
         (f64::from(count) - expected).abs() < 4.5 * (expected * (1.0 - p)).sqrt()
     };
     assert!(sixes.iter().all(|c| near(*c, 1.0 / 6.0)), "{sixes:?}");
-    assert!(
-        near(weighted[0], 0.25) && near(weighted[2], 0.75),
-        "{weighted:?}"
-    );
+    assert!(near(weighted[0], 0.25) && near(weighted[2], 0.75), "{weighted:?}");
     assert_eq!((weighted[1], weighted[3]), (0, 0));
     assert!(sum.abs() < 4.0 * f64::from(n).sqrt());
     assert!((squares - f64::from(n)).abs() < 4.0 * (2.0 * f64::from(n)).sqrt());
@@ -287,9 +257,8 @@ fn rng_draws_have_their_distributions() {
     assert_eq!(rng.below(1), 0);
     assert_eq!(rng.weighted(&[]), 0);
     assert!(rng.weighted(&[f64::NAN, 0.0, 0.0]) < 3);
-    let infinite: Vec<usize> = (0..50)
-        .map(|_| rng.weighted(&[1.0, f64::INFINITY, 2.0, f64::INFINITY]))
-        .collect();
+    let infinite: Vec<usize> =
+        (0..50).map(|_| rng.weighted(&[1.0, f64::INFINITY, 2.0, f64::INFINITY])).collect();
     assert!(infinite.contains(&1) && infinite.contains(&3) && infinite.iter().all(|i| i % 2 == 1));
     assert_eq!(rng.choose::<u8>(&[]), None);
 }

@@ -40,10 +40,7 @@ impl FromStr for Seed {
         if text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
             let word =
                 |i: usize| u32::from_str_radix(&text[8 * i..8 * i + 8], 16).map_err(|_| wrong());
-            return Ok(Self {
-                key: [word(0)?, word(1)?],
-                stream: [word(2)?, word(3)?],
-            });
+            return Ok(Self { key: [word(0)?, word(1)?], stream: [word(2)?, word(3)?] });
         }
         text.parse().map(Self::new).map_err(|_| wrong())
     }
@@ -79,9 +76,7 @@ impl<'de> Deserialize<'de> for Seed {
             }
 
             fn visit_str<E: de::Error>(self, value: &str) -> std::result::Result<Seed, E> {
-                value
-                    .parse()
-                    .map_err(|_| E::invalid_value(de::Unexpected::Str(value), &self))
+                value.parse().map_err(|_| E::invalid_value(de::Unexpected::Str(value), &self))
             }
         }
         deserializer.deserialize_any(Visitor)

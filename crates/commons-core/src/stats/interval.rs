@@ -38,12 +38,7 @@ impl Interval {
 
 impl fmt::Display for Interval {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "[{}, {}]",
-            crate::format::number(self.low),
-            crate::format::number(self.high)
-        )
+        write!(f, "[{}, {}]", crate::format::number(self.low), crate::format::number(self.high))
     }
 }
 
@@ -71,11 +66,7 @@ impl Summary {
     /// [`Error::Argument`] for an empty sample.
     pub fn of(values: &[f64]) -> Result<Self> {
         if values.is_empty() {
-            return Err(Error::argument(
-                "values",
-                "is empty",
-                "give at least one value",
-            ));
+            return Err(Error::argument("values", "is empty", "give at least one value"));
         }
         let interval = t_interval(values, 0.95).ok();
         Ok(Self {
@@ -98,11 +89,7 @@ pub fn t_interval(values: &[f64], level: f64) -> Result<Interval> {
     let t = special::t_quantile(0.5 + 0.5 * level, n - 1.0);
     let half = t * standard_deviation(values) / n.sqrt();
     let centre = mean(values);
-    Ok(Interval {
-        low: centre - half,
-        high: centre + half,
-        level,
-    })
+    Ok(Interval { low: centre - half, high: centre + half, level })
 }
 
 /// Percentile bootstrap interval of any statistic (Efron 1979).
@@ -171,11 +158,7 @@ pub(super) fn bca(
     let centre = mean(&jackknife);
     let cubes: f64 = jackknife.iter().map(|v| (centre - v).powi(3)).sum();
     let squares: f64 = jackknife.iter().map(|v| (centre - v).powi(2)).sum();
-    let a = if squares > 0.0 {
-        cubes / (6.0 * squares.powf(1.5))
-    } else {
-        0.0
-    };
+    let a = if squares > 0.0 { cubes / (6.0 * squares.powf(1.5)) } else { 0.0 };
     let adjusted = |p: f64| {
         let z = z0 + special::normal_quantile(p);
         special::normal_cdf(z0 + z / (1.0 - a * z))

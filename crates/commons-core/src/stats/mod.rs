@@ -55,22 +55,14 @@ fn quantile_sorted(sorted: &[f64], p: f64) -> f64 {
     let below = position.floor() as usize;
     let fraction = position - below as f64;
     let (a, b) = (sorted[below], sorted[(below + 1).min(last)]);
-    if fraction == 0.0 {
-        a
-    } else {
-        a + (b - a) * fraction
-    }
+    if fraction == 0.0 { a } else { a + (b - a) * fraction }
 }
 
 /// Checks a sample: at least `least` values, all of them finite.
 fn check(name: &'static str, values: &[f64], least: usize) -> Result<()> {
     if values.len() < least {
         let problem = format!("has {} values", values.len());
-        return Err(Error::argument(
-            name,
-            problem,
-            format!("give at least {least}"),
-        ));
+        return Err(Error::argument(name, problem, format!("give at least {least}")));
     }
     match values.iter().position(|v| !v.is_finite()) {
         Some(i) => Err(Error::argument(
@@ -90,11 +82,7 @@ fn check_pair(x: &[f64], y: &[f64], least: usize) -> Result<()> {
         return Ok(());
     }
     let problem = format!("has {} values where x has {}", y.len(), x.len());
-    Err(Error::argument(
-        "y",
-        problem,
-        "give one value of each per pair",
-    ))
+    Err(Error::argument("y", problem, "give one value of each per pair"))
 }
 
 fn check_level(level: f64) -> Result<()> {
@@ -102,11 +90,7 @@ fn check_level(level: f64) -> Result<()> {
         return Ok(());
     }
     let problem = format!("is {level}");
-    Err(Error::argument(
-        "level",
-        problem,
-        "give a number between 0 and 1, such as 0.95",
-    ))
+    Err(Error::argument("level", problem, "give a number between 0 and 1, such as 0.95"))
 }
 
 #[cfg(test)]

@@ -53,10 +53,7 @@ pub fn paired_t(x: &[f64], y: &[f64], alternative: Alternative) -> Result<Test> 
     let t = mean(&differences) / (spread / n.sqrt());
     let above = special::t_survival(t, n - 1.0);
     let below = special::t_survival(-t, n - 1.0);
-    Ok(Test {
-        statistic: t,
-        p_value: p_value(alternative, above, below),
-    })
+    Ok(Test { statistic: t, p_value: p_value(alternative, above, below) })
 }
 
 /// Wilcoxon's signed-rank test. Pairs without a difference are dropped. The statistic is the
@@ -78,12 +75,8 @@ pub fn wilcoxon_signed_rank(x: &[f64], y: &[f64], alternative: Alternative) -> R
     }
     let sizes: Vec<f64> = differences.iter().map(|d| d.abs()).collect();
     let ranks = rank::average_ranks(&sizes);
-    let positive: f64 = ranks
-        .iter()
-        .zip(&differences)
-        .filter(|(_, d)| **d > 0.0)
-        .map(|(r, _)| r)
-        .sum();
+    let positive: f64 =
+        ranks.iter().zip(&differences).filter(|(_, d)| **d > 0.0).map(|(r, _)| r).sum();
     let n = differences.len() as f64;
     let total = n * (n + 1.0) / 2.0;
     let negative = total - positive;
@@ -103,10 +96,7 @@ pub fn wilcoxon_signed_rank(x: &[f64], y: &[f64], alternative: Alternative) -> R
         Alternative::TwoSided => positive.min(negative),
         Alternative::Greater | Alternative::Less => positive,
     };
-    Ok(Test {
-        statistic,
-        p_value: p_value(alternative, above, below),
-    })
+    Ok(Test { statistic, p_value: p_value(alternative, above, below) })
 }
 
 /// Paired permutation test of the mean difference, which flips the sign of each difference: exactly,
@@ -160,10 +150,7 @@ pub fn permutation_paired(
 }
 
 fn flipped_sum(differences: &[f64], mut flip: impl FnMut(usize) -> bool) -> f64 {
-    let signed = differences
-        .iter()
-        .enumerate()
-        .map(|(i, d)| if flip(i) { -d } else { *d });
+    let signed = differences.iter().enumerate().map(|(i, d)| if flip(i) { -d } else { *d });
     signed.sum()
 }
 

@@ -41,15 +41,8 @@ pub fn pearson(x: &[f64], y: &[f64]) -> Result<Correlation> {
     let df = x.len() as f64 - 2.0;
     // t² = r²·df/(1 − r²); infinite, hence p = 0, for a perfect correlation.
     let t = coefficient.abs() * (df / (1.0 - coefficient * coefficient)).sqrt();
-    let p_value = if t.is_finite() {
-        2.0 * special::t_survival(t, df)
-    } else {
-        0.0
-    };
-    Ok(Correlation {
-        coefficient,
-        p_value,
-    })
+    let p_value = if t.is_finite() { 2.0 * special::t_survival(t, df) } else { 0.0 };
+    Ok(Correlation { coefficient, p_value })
 }
 
 /// Spearman's rank correlation: Pearson's of the average ranks.
@@ -72,10 +65,7 @@ pub fn kendall_tau_b(x: &[f64], y: &[f64]) -> Result<Correlation> {
     // Adding zero makes −0 into 0, which the total order below would set apart.
     let mut pairs: Vec<(f64, f64)> = x.iter().zip(y).map(|(a, b)| (a + 0.0, b + 0.0)).collect();
     pairs.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    let both: f64 = pairs
-        .chunk_by(|a, b| a == b)
-        .map(|group| choose2(group.len() as f64))
-        .sum();
+    let both: f64 = pairs.chunk_by(|a, b| a == b).map(|group| choose2(group.len() as f64)).sum();
     let mut second: Vec<f64> = pairs.into_iter().map(|pair| pair.1).collect();
     let discordant = inversions(&mut second, &mut vec![0.0; y.len()]) as f64;
 
@@ -87,25 +77,15 @@ pub fn kendall_tau_b(x: &[f64], y: &[f64]) -> Result<Correlation> {
     let coefficient =
         (difference / (total - x_ties).sqrt() / (total - y_ties).sqrt()).clamp(-1.0, 1.0);
 
-    let triple = |values: &[f64]| {
-        tie_sizes(values)
-            .map(|t| t * (t - 1.0) * (t - 2.0))
-            .sum::<f64>()
-    };
-    let weight = |values: &[f64]| {
-        tie_sizes(values)
-            .map(|t| t * (t - 1.0) * (2.0 * t + 5.0))
-            .sum::<f64>()
-    };
+    let triple = |values: &[f64]| tie_sizes(values).map(|t| t * (t - 1.0) * (t - 2.0)).sum::<f64>();
+    let weight =
+        |values: &[f64]| tie_sizes(values).map(|t| t * (t - 1.0) * (2.0 * t + 5.0)).sum::<f64>();
     let m = n * (n - 1.0);
     let variance = (m * (2.0 * n + 5.0) - weight(x) - weight(y)) / 18.0
         + 2.0 * x_ties * y_ties / m
         + triple(x) * triple(y) / (9.0 * m * (n - 2.0));
     let z = difference / variance.sqrt();
-    Ok(Correlation {
-        coefficient,
-        p_value: special::erfc(z.abs() / std::f64::consts::SQRT_2),
-    })
+    Ok(Correlation { coefficient, p_value: special::erfc(z.abs() / std::f64::consts::SQRT_2) })
 }
 
 pub(super) fn average_ranks(values: &[f64]) -> Vec<f64> {
@@ -126,10 +106,7 @@ pub(super) fn average_ranks(values: &[f64]) -> Vec<f64> {
 pub(super) fn tie_sizes(values: &[f64]) -> impl Iterator<Item = f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let sizes: Vec<f64> = sorted
-        .chunk_by(|a, b| a == b)
-        .map(|group| group.len() as f64)
-        .collect();
+    let sizes: Vec<f64> = sorted.chunk_by(|a, b| a == b).map(|group| group.len() as f64).collect();
     sizes.into_iter()
 }
 
@@ -173,11 +150,7 @@ fn check_varies(x: &[f64], y: &[f64]) -> Result<()> {
     for (name, values) in [("x", x), ("y", y)] {
         if values.iter().all(|v| *v == values[0]) {
             let problem = format!("is {} throughout", values[0]);
-            return Err(Error::argument(
-                name,
-                problem,
-                "a correlation needs values that differ",
-            ));
+            return Err(Error::argument(name, problem, "a correlation needs values that differ"));
         }
     }
     Ok(())

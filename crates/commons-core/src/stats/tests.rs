@@ -10,25 +10,15 @@ const Y: [f64; 10] = [11.0, 13.9, 10.2, 10.1, 13.0, 12.7, 10.6, 11.1, 12.8, 11.2
 const TIED_X: [f64; 12] = [1.0, 2.0, 2.0, 3.0, 4.0, 4.0, 4.0, 5.0, 6.0, 7.0, 7.0, 3.0];
 const TIED_Y: [f64; 12] = [2.0, 1.0, 3.0, 3.0, 5.0, 4.0, 4.0, 4.0, 7.0, 6.0, 7.0, 1.0];
 /// Differences without ties: 15 4 −5 9 22 6 −7 18 12 3.
-const WHOLE_X: [f64; 10] = [
-    125.0, 143.0, 98.0, 110.0, 152.0, 133.0, 101.0, 129.0, 140.0, 117.0,
-];
-const WHOLE_Y: [f64; 10] = [
-    110.0, 139.0, 103.0, 101.0, 130.0, 127.0, 108.0, 111.0, 128.0, 114.0,
-];
+const WHOLE_X: [f64; 10] = [125.0, 143.0, 98.0, 110.0, 152.0, 133.0, 101.0, 129.0, 140.0, 117.0];
+const WHOLE_Y: [f64; 10] = [110.0, 139.0, 103.0, 101.0, 130.0, 127.0, 108.0, 111.0, 128.0, 114.0];
 const SKEWED: [f64; 12] = [0.1, 0.3, 0.2, 0.9, 4.0, 0.5, 0.05, 1.7, 0.8, 9.0, 0.4, 0.6];
-const ALTERNATIVES: [Alternative; 3] = [
-    Alternative::TwoSided,
-    Alternative::Greater,
-    Alternative::Less,
-];
+const ALTERNATIVES: [Alternative; 3] =
+    [Alternative::TwoSided, Alternative::Greater, Alternative::Less];
 
 #[track_caller]
 fn close(got: f64, want: f64, relative: f64) {
-    assert!(
-        (got - want).abs() <= relative * want.abs().max(1e-300),
-        "{got:e} is not {want:e}"
-    );
+    assert!((got - want).abs() <= relative * want.abs().max(1e-300), "{got:e} is not {want:e}");
 }
 
 #[test]
@@ -115,17 +105,9 @@ fn descriptive() {
 
 #[test]
 fn paired_tests() {
-    let t = [
-        0.018_401_038_641_035_063,
-        0.009_200_519_320_517_532,
-        0.990_799_480_679_482_4,
-    ];
+    let t = [0.018_401_038_641_035_063, 0.009_200_519_320_517_532, 0.990_799_480_679_482_4];
     let exact = [0.048_828_125, 0.024_414_062_5, 0.981_445_312_5];
-    let approximate = [
-        0.763_024_600_552_995,
-        0.381_512_300_276_497_5,
-        0.618_487_699_723_502_5,
-    ];
+    let approximate = [0.763_024_600_552_995, 0.381_512_300_276_497_5, 0.618_487_699_723_502_5];
     let permuted = [0.037_109_375, 0.018_554_687_5, 0.985_351_562_5];
     for (i, alternative) in ALTERNATIVES.into_iter().enumerate() {
         let test = paired_t(&X, &Y, alternative).unwrap();
@@ -152,10 +134,7 @@ fn sampled_permutations_agree_with_the_t_test() {
     let y = vec![0.0; 60];
     let sampled = permutation_paired(&x, &y, Alternative::TwoSided, 20_000, Seed::new(1)).unwrap();
     let t = paired_t(&x, &y, Alternative::TwoSided).unwrap();
-    assert!(
-        (sampled.p_value - t.p_value).abs() < 0.01,
-        "{sampled:?} {t:?}"
-    );
+    assert!((sampled.p_value - t.p_value).abs() < 0.01, "{sampled:?} {t:?}");
     let again = permutation_paired(&x, &y, Alternative::TwoSided, 20_000, Seed::new(1)).unwrap();
     assert_eq!(sampled, again);
 }
@@ -166,40 +145,18 @@ fn correlations() {
         close(got.coefficient, coefficient, 1e-13);
         close(got.p_value, p_value, 1e-10);
     };
-    check(
-        kendall_tau_b(&X, &Y).unwrap(),
-        0.777_777_777_777_777_7,
-        0.001_745_118_699_528_905,
-    );
-    check(
-        kendall_tau_b(&TIED_X, &TIED_Y).unwrap(),
-        0.75,
-        0.001_457_973_564_221_086_3,
-    );
-    check(
-        spearman(&X, &Y).unwrap(),
-        0.915_151_515_151_515_2,
-        0.000_204_472_406_148_832_26,
-    );
+    check(kendall_tau_b(&X, &Y).unwrap(), 0.777_777_777_777_777_7, 0.001_745_118_699_528_905);
+    check(kendall_tau_b(&TIED_X, &TIED_Y).unwrap(), 0.75, 0.001_457_973_564_221_086_3);
+    check(spearman(&X, &Y).unwrap(), 0.915_151_515_151_515_2, 0.000_204_472_406_148_832_26);
     check(
         spearman(&TIED_X, &TIED_Y).unwrap(),
         0.890_681_003_584_229_3,
         0.000_102_073_462_882_813_6,
     );
-    check(
-        pearson(&X, &Y).unwrap(),
-        0.896_360_200_823_147_6,
-        0.000_444_654_221_733_505_9,
-    );
-    check(
-        pearson(&TIED_X, &TIED_Y).unwrap(),
-        0.878_570_036_079_871_5,
-        0.000_169_004_146_146_602_9,
-    );
+    check(pearson(&X, &Y).unwrap(), 0.896_360_200_823_147_6, 0.000_444_654_221_733_505_9);
+    check(pearson(&TIED_X, &TIED_Y).unwrap(), 0.878_570_036_079_871_5, 0.000_169_004_146_146_602_9);
     assert_eq!(
-        kendall_tau_b(&[0.0, -0.0, 1.0], &[5.0, 1.0, 7.0])
-            .unwrap()
-            .coefficient,
+        kendall_tau_b(&[0.0, -0.0, 1.0], &[5.0, 1.0, 7.0]).unwrap().coefficient,
         (2.0_f64 / 3.0).sqrt()
     );
     assert_eq!(ranks(&[2.0, 1.0, 2.0]).unwrap(), [2.5, 1.0, 2.5]);
@@ -209,9 +166,8 @@ fn correlations() {
 #[test]
 fn bca_follows_scipy_on_given_replicates() {
     let given = |shift: f64| {
-        let mut all: Vec<f64> = (0..1000)
-            .map(|i| f64::from(i * 7919 % 1000) / 1000.0 * 1.6 + 11.6 + shift)
-            .collect();
+        let mut all: Vec<f64> =
+            (0..1000).map(|i| f64::from(i * 7919 % 1000) / 1000.0 * 1.6 + 11.6 + shift).collect();
         all.sort_by(f64::total_cmp);
         all
     };
@@ -231,10 +187,7 @@ fn bootstrap_agrees_with_scipys() {
     let bca = bootstrap_bca(&SKEWED, mean, 0.95, 40_000, Seed::new(5)).unwrap();
     close(bca.low, 0.616_666_7, 0.02);
     close(bca.high, 4.054_166_7, 0.03);
-    assert_eq!(
-        bca,
-        bootstrap_bca(&SKEWED, mean, 0.95, 40_000, Seed::new(5)).unwrap()
-    );
+    assert_eq!(bca, bootstrap_bca(&SKEWED, mean, 0.95, 40_000, Seed::new(5)).unwrap());
 }
 
 #[test]

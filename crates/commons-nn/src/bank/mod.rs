@@ -255,7 +255,7 @@ impl Bank {
         let mut w = self.base(name, &entry.share)?;
         for p in &entry.plus {
             let ba = self.leaf(&p.b)?.matmul(&self.leaf(&p.a)?)?;
-            w = (w + ba.affine(f64::from(p.scale), 0.)?)?;
+            w = ops::add(&w, &ops::scale(&ba, p.scale)?)?;
         }
         Ok(w)
     }
@@ -284,8 +284,8 @@ impl Bank {
         let (a, b) = (self.leaf(&first.a)?, self.leaf(&first.b)?);
         let mut y = ops::lora_linear(x, &base, bias, &a, &b, first.scale)?;
         for p in rest {
-            let low = ops::linear(x, &self.leaf(&p.a)?, None)?.affine(f64::from(p.scale), 0.)?;
-            y = (y + ops::linear(&low, &self.leaf(&p.b)?, None)?)?;
+            let low = ops::scale(&ops::linear(x, &self.leaf(&p.a)?, None)?, p.scale)?;
+            y = ops::add(&y, &ops::linear(&low, &self.leaf(&p.b)?, None)?)?;
         }
         Ok(y)
     }

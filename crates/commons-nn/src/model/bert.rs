@@ -1,7 +1,7 @@
 //! BERT encoders (MiniLM and kin) over a [`Bank`], with sentence embeddings.
 
 use commons_core::Seed;
-use commons_ops::{self as ops, Activation, AttentionOptions, Tensor};
+use commons_ops::{self as ops, AttentionOptions, Tensor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -167,10 +167,10 @@ impl Bert {
         };
         let y = ops::attention(&head("query")?, &head("key")?, &head("value")?, &options)?;
         let y = self.bank.linear(&format!("{p}.attention.output.dense"), &y.reshape((batch, seq, hidden))?)?;
-        let x = self.norm(&format!("{p}.attention.output.LayerNorm"), &(x + y)?)?;
+        let x = self.norm(&format!("{p}.attention.output.LayerNorm"), &ops::add(x, &y)?)?;
         let y = self.bank.linear(&format!("{p}.intermediate.dense"), &x)?;
-        let y = self.bank.linear(&format!("{p}.output.dense"), &Activation::Gelu.apply(&y)?)?;
-        self.norm(&format!("{p}.output.LayerNorm"), &(x + y)?)
+        let y = self.bank.linear(&format!("{p}.output.dense"), &ops::gelu(&y)?)?;
+        self.norm(&format!("{p}.output.LayerNorm"), &ops::add(&x, &y)?)
     }
 
     /// Hidden states `[batch, seq, hidden]` of `ids: [batch, seq]`.

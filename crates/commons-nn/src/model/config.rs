@@ -159,8 +159,7 @@ impl DecoderConfig {
         let layers = r.count("num_hidden_layers")?;
         let gemma = model_type == Family::Gemma3;
         let act = r.text("hidden_activation").or(r.text("hidden_act"));
-        let parameters = config.get("rope_parameters");
-        let rope = |key: &str| parameters.and_then(|p| p.get(key)).and_then(Value::as_f64);
+        let rope = Rope::of(config);
         let config = Self {
             model_type,
             vocab_size: r.count("vocab_size")?,
@@ -171,12 +170,15 @@ impl DecoderConfig {
             num_key_value_heads: r.maybe_count("num_key_value_heads")?.unwrap_or(heads),
             head_dim: r.maybe_count("head_dim")?.unwrap_or(hidden / heads.max(1)),
             rms_norm_eps: r.number("rms_norm_eps").unwrap_or(1e-6),
-            rope_theta: r.number("rope_theta").or(rope("rope_theta")).unwrap_or(10_000.),
-            rope_scaling: config.get("rope_scaling").filter(|v| !v.is_null()).cloned(),
+            rope_theta: r.number("rope_theta").or(rope.theta).unwrap_or(10_000.),
+            rope_scaling: rope.scaling.cloned(),
             max_position_embeddings: r.maybe_count("max_position_embeddings")?.unwrap_or(2048),
             tie_word_embeddings: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(gemma),
             hidden_act: act.unwrap_or(if gemma { "gelu_pytorch_tanh" } else { "silu" }).to_owned(),
-            rope_local_base_freq: r.number("rope_local_base_freq").or(gemma.then_some(10_000.)),
+            rope_local_base_freq: r
+                .number("rope_local_base_freq")
+                .or(rope.local_theta)
+                .or(gemma.then_some(10_000.)),
             sliding_window: r.maybe_count("sliding_window")?.filter(|_| gemma),
             layer_types: if gemma { r.layer_types(layers)? } else { Vec::new() },
             query_pre_attn_scalar: r.number("query_pre_attn_scalar"),
@@ -251,6 +253,29 @@ impl DecoderConfig {
         let attention = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads);
         let block = attention + 3 * h * self.intermediate_size;
         self.num_hidden_layers * block + self.vocab_size * h
+    }
+}
+
+/// What `rope_scaling` (older files) or `rope_parameters` (newer ones) say about rotary positions.
+struct Rope<'a> {
+    theta: Option<f64>,
+    local_theta: Option<f64>,
+    scaling: Option<&'a Value>,
+}
+
+impl<'a> Rope<'a> {
+    fn of(config: &'a Value) -> Self {
+        let parameters = config.get("rope_parameters").filter(|v| v.is_object());
+        // Families with two kinds of layers write one object for each.
+        let kind = |name: &str| parameters.and_then(|p| p.get(name));
+        let global = kind("full_attention").or(parameters);
+        let theta = |v: Option<&Value>| v.and_then(|v| v.get("rope_theta")).and_then(Value::as_f64);
+        let scaled = |v: &&Value| v.get("rope_type").is_some_and(|t| t != "default");
+        Self {
+            theta: theta(global),
+            local_theta: theta(kind("sliding_attention")),
+            scaling: config.get("rope_scaling").filter(|v| !v.is_null()).or(global.filter(scaled)),
+        }
     }
 }
 

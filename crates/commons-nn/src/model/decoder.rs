@@ -99,24 +99,24 @@ impl Decoder {
         let c = &self.config;
         let device = self.bank.device();
         let scaling = rope_scaling(c.rope_scaling.as_ref())?;
-        let table = |theta, scaling: &RopeScaling| {
+        let table = |theta, scaling: RopeScaling| {
             let (cos, sin) = ops::rope_tables(start..start + len, c.head_dim, theta, scaling)?;
             Ok::<_, Error>((cos.to_device(device)?, sin.to_device(device)?))
         };
         let local = match c.rope_local_base_freq {
             Some(theta) if c.layer_types.iter().any(|t| *t == super::config::LayerType::SlidingAttention) => {
-                Some(table(theta, &RopeScaling::None)?)
+                Some(table(theta, RopeScaling::None)?)
             }
             _ => None,
         };
-        Ok(Rotary { global: table(c.rope_theta, &scaling)?, local })
+        Ok(Rotary { global: table(c.rope_theta, scaling)?, local })
     }
 
     /// Token embeddings `[batch, seq, hidden]` of `ids: [batch, seq]` (u32).
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let x = ops::embedding(&self.bank.weight("model.embed_tokens.weight")?, ids)?;
         if self.config.model_type == Family::Gemma3 {
-            return Ok(x.affine((self.config.hidden_size as f64).sqrt(), 0.)?);
+            return Ok(ops::scale(&x, (self.config.hidden_size as f32).sqrt())?);
         }
         Ok(x)
     }
@@ -134,9 +134,9 @@ impl Decoder {
     /// kind, the rotary base and the slot of the cache.
     pub fn block(&self, depth: usize, x: &Tensor, rotary: &Rotary, kv: Option<&mut KvCache>) -> Result<Tensor> {
         let update = self.attention_update(depth, x, rotary, kv)?;
-        let x = (x + update)?;
+        let x = ops::add(x, &update)?;
         let update = self.mlp_update(depth, &x)?;
-        Ok((x + update)?)
+        Ok(ops::add(&x, &update)?)
     }
 
     /// What the attention half of layer `depth` adds to the residual stream.

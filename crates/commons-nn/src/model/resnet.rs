@@ -122,7 +122,7 @@ impl ResNet {
 
     /// Convolution `{prefix}conv{index}` and BatchNorm `{prefix}bn{index}`.
     fn conv_norm(&self, prefix: &str, index: usize, x: &Tensor, stride: usize, mode: Mode) -> Result<Tensor> {
-        let options = ConvOptions { stride, padding: 1, ..ConvOptions::default() };
+        let options = ConvOptions { stride: [stride; 2], padding: [1; 2], ..ConvOptions::default() };
         let w = self.bank.weight(&format!("{prefix}conv{index}.weight"))?;
         let x = ops::conv2d(x, &w, None, &options)?;
         let part = |p: &str| self.bank.weight(&format!("{prefix}bn{index}.{p}"));

@@ -3,7 +3,7 @@
 //! Weights are named as in Hugging Face's `ViTForImageClassification`.
 
 use commons_core::Seed;
-use commons_ops::{self as ops, Activation, AttentionOptions, Tensor};
+use commons_ops::{self as ops, AttentionOptions, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::bank::Bank;
@@ -183,15 +183,15 @@ impl Vit {
     pub fn mlp_update(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
         let p = format!("vit.encoder.layer.{layer}");
         let y = self.bank.linear(&format!("{p}.intermediate.dense"), &self.norm(&format!("{p}.layernorm_after"), x)?)?;
-        self.bank.linear(&format!("{p}.output.dense"), &Activation::Gelu.apply(&y)?)
+        self.bank.linear(&format!("{p}.output.dense"), &ops::gelu(&y)?)
     }
 
     /// Class scores `[batch, num_labels]` of images `[batch, channels, height, width]`.
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
         let mut x = self.embed(images)?;
         for layer in 0..self.config.num_hidden_layers {
-            x = (&x + self.attention_update(layer, &x)?)?;
-            x = (&x + self.mlp_update(layer, &x)?)?;
+            x = ops::add(&x, &self.attention_update(layer, &x)?)?;
+            x = ops::add(&x, &self.mlp_update(layer, &x)?)?;
         }
         let class = x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
         self.bank.linear("classifier", &self.norm("vit.layernorm", &class)?)

@@ -35,14 +35,20 @@ impl Tokenizer {
         })?;
         let mut ids = Vocab::default();
         for (line, token) in text.lines().enumerate() {
-            if ids.insert(token.trim_end().to_owned(), line as u32).is_some() {
+            if ids
+                .insert(token.trim_end().to_owned(), line as u32)
+                .is_some()
+            {
                 return Err(Error::malformed(vocab, format!("gives `{token}` twice"))
                     .at(Place::Line(line as u64 + 1)));
             }
         }
         for name in BERT_SPECIAL {
             if !ids.contains_key(name) {
-                return Err(Error::malformed(vocab, format!("lacks the special token `{name}`")));
+                return Err(Error::malformed(
+                    vocab,
+                    format!("lacks the special token `{name}`"),
+                ));
             }
         }
         let config = vocab.with_file_name("tokenizer_config.json");
@@ -61,7 +67,11 @@ impl Tokenizer {
             stop: vec![sep],
         };
         let fault = |e: hf::Error| Error::malformed(vocab, format!("is not a vocabulary: {e}"));
-        let model = WordPiece::builder().vocab(ids).unk_token("[UNK]".into()).build().map_err(fault)?;
+        let model = WordPiece::builder()
+            .vocab(ids)
+            .unk_token("[UNK]".into())
+            .build()
+            .map_err(fault)?;
         let mut inner = hf::Tokenizer::new(model);
         let normalizer = BertNormalizer::new(true, true, None, lower_case);
         inner
@@ -82,12 +92,18 @@ impl Tokenizer {
     /// None in practice; the underlying library's constructors are fallible.
     pub fn bytes() -> Result<Self> {
         let fault = |e: hf::Error| Error::invalid("byte tokenizer", e.to_string());
-        let mut vocab: Vocab =
-            byte_names().into_iter().enumerate().map(|(byte, name)| (name.to_string(), byte as u32)).collect();
+        let mut vocab: Vocab = byte_names()
+            .into_iter()
+            .enumerate()
+            .map(|(byte, name)| (name.to_string(), byte as u32))
+            .collect();
         for (i, name) in BYTE_SPECIAL.iter().enumerate() {
             vocab.insert((*name).into(), 256 + i as u32);
         }
-        let model = BPE::builder().vocab_and_merges(vocab, Vec::new()).build().map_err(fault)?;
+        let model = BPE::builder()
+            .vocab_and_merges(vocab, Vec::new())
+            .build()
+            .map_err(fault)?;
         let mut inner = hf::Tokenizer::new(model);
         // Without the regular expression the whole text is one word; no merges, so order of words
         // does not matter and none needs to be split off.

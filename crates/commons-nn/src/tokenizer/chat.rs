@@ -1,6 +1,6 @@
 //! Conversations as text: a model's own Jinja template, rendered as the reference library does.
 
-use minijinja::value::{Kwargs, ValueKind};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, State, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
@@ -69,36 +69,50 @@ pub fn render(
 ) -> Result<String> {
     let mut context = options.extra.clone();
     let mut put = |key: &str, value: Json| context.insert(key.to_owned(), value);
-    let list = serde_json::to_value(messages).map_err(|e| Error::invalid("messages", e.to_string()))?;
+    let list =
+        serde_json::to_value(messages).map_err(|e| Error::invalid("messages", e.to_string()))?;
     put("messages", list);
-    put("add_generation_prompt", options.add_generation_prompt.into());
+    put(
+        "add_generation_prompt",
+        options.add_generation_prompt.into(),
+    );
     put("bos_token", tokens.bos.clone().into());
     put("eos_token", tokens.eos.clone().into());
     put("pad_token", tokens.pad.clone().into());
     put("tools", options.tools.clone().unwrap_or(Json::Null));
-    let environment = environment(options.date);
-    environment
-        .render_str(template, Value::from_serialize(&context))
+    let context = Value::from(Serde(&context));
+    environment(options.date)
+        .and_then(|environment| environment.render_str(template, context))
         .map_err(|e| match e.detail() {
             Some(detail) => Error::invalid("chat template", format!("{}: {detail}", e.kind())),
             None => Error::invalid("chat template", e.to_string()),
         })
 }
 
-fn environment(date: Option<(u16, u8, u8)>) -> Environment<'static> {
+fn environment(date: Option<(u16, u8, u8)>) -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    let syntax = environment
+        .syntax()
+        .to_builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()?;
+    environment.set_syntax(syntax);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(python_method);
     environment.add_filter("tojson", to_json);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        },
+    );
     if let Some(date) = date {
-        environment.add_function("strftime_now", move |format: String| format_date(&format, date));
+        environment.add_function("strftime_now", move |format: String| {
+            format_date(&format, date)
+        });
     }
-    environment
+    Ok(environment)
 }
 
 /// `json.dumps` of Python: `", "` and `": "` between items, non-ASCII characters kept.
@@ -151,12 +165,28 @@ fn dump(json: &Json, indent: Option<usize>, depth: usize, out: &mut String) {
 }
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
-fn format_date(format: &str, (year, month, day): (u16, u8, u8)) -> Result<String, minijinja::Error> {
-    let name = MONTHS.get(usize::from(month).wrapping_sub(1)).copied().unwrap_or("");
+fn format_date(
+    format: &str,
+    (year, month, day): (u16, u8, u8),
+) -> Result<String, minijinja::Error> {
+    let name = MONTHS
+        .get(usize::from(month).wrapping_sub(1))
+        .copied()
+        .unwrap_or("");
     let (mut out, mut chars) = (String::new(), format.chars());
     while let Some(c) = chars.next() {
         if c != '%' {
@@ -209,7 +239,10 @@ fn string_method(
     let argument = |i: usize| arguments.get(i).and_then(|v| v.as_str());
     let needed = |i: usize| {
         argument(i).ok_or_else(|| {
-            minijinja::Error::new(ErrorKind::MissingArgument, format!("str.{method} needs text"))
+            minijinja::Error::new(
+                ErrorKind::MissingArgument,
+                format!("str.{method} needs text"),
+            )
         })
     };
     let trimmed = |left: bool, right: bool| {
@@ -217,8 +250,16 @@ fn string_method(
             Some(set) => set.contains(c),
             None => c.is_whitespace(),
         };
-        let text = if left { text.trim_start_matches(matches) } else { text };
-        Value::from(if right { text.trim_end_matches(matches) } else { text })
+        let text = if left {
+            text.trim_start_matches(matches)
+        } else {
+            text
+        };
+        Value::from(if right {
+            text.trim_end_matches(matches)
+        } else {
+            text
+        })
     };
     Ok(Some(match method {
         "strip" => trimmed(true, true),
@@ -228,8 +269,8 @@ fn string_method(
         "lower" => text.to_lowercase().into(),
         "title" => title(text).into(),
         "capitalize" => capitalize(text).into(),
-        "startswith" => affix(text, arguments, str::starts_with).into(),
-        "endswith" => affix(text, arguments, str::ends_with).into(),
+        "startswith" => affix(arguments, |part| text.starts_with(part)).into(),
+        "endswith" => affix(arguments, |part| text.ends_with(part)).into(),
         "replace" => text.replace(needed(0)?, needed(1)?).into(),
         "count" => text.matches(needed(0)?).count().into(),
         "find" => match text.find(needed(0)?) {
@@ -249,7 +290,9 @@ fn string_method(
 }
 
 fn split(text: &str, separator: Option<&str>, limit: Option<&Value>) -> Vec<Value> {
-    let limit = limit.and_then(Value::as_usize).map_or(usize::MAX, |n| n.saturating_add(1));
+    let limit = limit
+        .and_then(Value::as_usize)
+        .map_or(usize::MAX, |n| n.saturating_add(1));
     match separator {
         Some(separator) => text.splitn(limit, separator).map(Value::from).collect(),
         None => text.split_whitespace().map(Value::from).collect(),
@@ -257,20 +300,25 @@ fn split(text: &str, separator: Option<&str>, limit: Option<&Value>) -> Vec<Valu
 }
 
 /// `startswith` and `endswith` take one text or a tuple of them.
-fn affix(text: &str, arguments: &[Value], matches: impl Fn(&str, &str) -> bool) -> bool {
-    match arguments.first() {
-        Some(one) if one.as_str().is_some() => matches(text, one.as_str().unwrap_or_default()),
-        Some(many) => many
+fn affix(arguments: &[Value], matches: impl Fn(&str) -> bool) -> bool {
+    let Some(argument) = arguments.first() else {
+        return false;
+    };
+    match argument.as_str() {
+        Some(part) => matches(part),
+        None => argument
             .try_iter()
-            .is_ok_and(|mut items| items.any(|v| v.as_str().is_some_and(|v| matches(text, v)))),
-        None => false,
+            .is_ok_and(|mut parts| parts.any(|part| part.as_str().is_some_and(&matches))),
     }
 }
 
 fn capitalize(text: &str) -> String {
     let mut chars = text.chars();
     match chars.next() {
-        Some(first) => first.to_uppercase().chain(chars.flat_map(char::to_lowercase)).collect(),
+        Some(first) => first
+            .to_uppercase()
+            .chain(chars.flat_map(char::to_lowercase))
+            .collect(),
         None => String::new(),
     }
 }
@@ -297,7 +345,11 @@ fn map_method(
     let keys = || map.try_iter().map(|keys| keys.collect::<Vec<_>>());
     Ok(Some(match method {
         "keys" => keys()?.into(),
-        "values" => keys()?.iter().map(|k| map.get_item(k)).collect::<Result<Vec<_>, _>>()?.into(),
+        "values" => keys()?
+            .iter()
+            .map(|k| map.get_item(k))
+            .collect::<Result<Vec<_>, _>>()?
+            .into(),
         "items" => keys()?
             .into_iter()
             .map(|k| Ok(Value::from(vec![k.clone(), map.get_item(&k)?])))

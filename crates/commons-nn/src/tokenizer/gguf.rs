@@ -57,7 +57,9 @@ impl Words {
     fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "default" | "gpt-2" | "gpt2" | "mpt" | "olmo" | "jais" | "phi-2" => Self::Gpt2,
-            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => Self::Digits,
+            "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" => {
+                Self::Digits
+            }
             "llama-bpe" | "llama3" | "llama-v3" | "falcon3" | "dbrx" | "smaug-bpe" => Self::Llama3,
             "qwen2" | "stablelm2" | "deepseek-r1-qwen" => Self::Qwen2,
             _ => return None,
@@ -111,11 +113,19 @@ impl<'a> Vocabulary<'a> {
                 .filter(|kinds| kinds.len() == tokens.len())
                 .ok_or_else(|| gguf.bad_value(key, "is not one whole number per token"))?,
         };
-        Ok(Self { gguf, tokens, kinds })
+        Ok(Self {
+            gguf,
+            tokens,
+            kinds,
+        })
     }
 
     fn ids(&self) -> Vocab {
-        self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), id as u32)).collect()
+        self.tokens
+            .iter()
+            .enumerate()
+            .map(|(id, token)| (token.clone(), id as u32))
+            .collect()
     }
 
     fn id(&self, name: &str) -> Result<Option<u32>> {
@@ -125,7 +135,9 @@ impl<'a> Vocabulary<'a> {
         };
         match value.as_u64() {
             Some(id) if id < self.tokens.len() as u64 => Ok(Some(id as u32)),
-            _ => Err(self.gguf.bad_value(&key, format!("is {value:?}, not the id of a token"))),
+            _ => Err(self
+                .gguf
+                .bad_value(&key, format!("is {value:?}, not the id of a token"))),
         }
     }
 
@@ -139,7 +151,10 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn fault(&self, error: impl std::fmt::Display) -> Error {
-        Error::malformed(self.gguf.file(), format!("holds an unusable tokenizer: {error}"))
+        Error::malformed(
+            self.gguf.file(),
+            format!("holds an unusable tokenizer: {error}"),
+        )
     }
 }
 
@@ -176,12 +191,18 @@ impl Tokenizer {
         if special.pad.is_none() {
             special.pad = special.eos;
         }
-        let before = special.bos.filter(|_| vocabulary.flag("add_bos_token", add_bos));
-        let after = special.eos.filter(|_| vocabulary.flag("add_eos_token", false));
+        let before = special
+            .bos
+            .filter(|_| vocabulary.flag("add_bos_token", add_bos));
+        let after = special
+            .eos
+            .filter(|_| vocabulary.flag("add_eos_token", false));
         if before.is_some() || after.is_some() {
             surround_with(&vocabulary, &mut inner, before, after)?;
         }
-        let template = vocabulary.text("tokenizer.chat_template").map(str::to_owned);
+        let template = vocabulary
+            .text("tokenizer.chat_template")
+            .map(str::to_owned);
         Ok(Self::assemble(inner, special, template))
     }
 }
@@ -203,8 +224,11 @@ fn byte_level_bpe(vocabulary: &Vocabulary<'_>) -> Result<(hf::Tokenizer, bool)> 
     let key = "tokenizer.ggml.pre";
     let pre = vocabulary.text(key).unwrap_or("default");
     let words = Words::parse(pre).ok_or_else(|| {
-        gguf.bad_value(key, format!("`{pre}` is not a known way to cut text into words"))
-            .remedy("put the model's tokenizer.json beside the file and use that")
+        gguf.bad_value(
+            key,
+            format!("`{pre}` is not a known way to cut text into words"),
+        )
+        .remedy("put the model's tokenizer.json beside the file and use that")
     })?;
     let model = BPE::builder()
         .vocab_and_merges(vocabulary.ids(), merges)
@@ -213,9 +237,13 @@ fn byte_level_bpe(vocabulary: &Vocabulary<'_>) -> Result<(hf::Tokenizer, bool)> 
         .map_err(|e| vocabulary.fault(e))?;
     let mut inner = hf::Tokenizer::new(model);
     if words == Words::Qwen2 {
-        inner.with_normalizer(Some(NFC)).map_err(|e| vocabulary.fault(e))?;
+        inner
+            .with_normalizer(Some(NFC))
+            .map_err(|e| vocabulary.fault(e))?;
     }
-    inner.with_pre_tokenizer(Some(words.pre_tokenizer().map_err(|e| vocabulary.fault(e))?));
+    inner.with_pre_tokenizer(Some(
+        words.pre_tokenizer().map_err(|e| vocabulary.fault(e))?,
+    ));
     inner.with_decoder(Some(ByteLevel::new(false, true, true)));
     Ok((inner, words == Words::Llama3))
 }
@@ -243,7 +271,9 @@ fn sentence_pieces(vocabulary: &Vocabulary<'_>) -> Result<hf::Tokenizer> {
         normalizers.push(NormalizerWrapper::from(Prepend::new(SPACE.into())));
     }
     normalizers.push(Replace::new(" ", SPACE).map_err(fault)?.into());
-    inner.with_normalizer(Some(NormalizerSequence::new(normalizers))).map_err(fault)?;
+    inner
+        .with_normalizer(Some(NormalizerSequence::new(normalizers)))
+        .map_err(fault)?;
     let mut decoders: Vec<DecoderWrapper> = vec![
         Replace::new(SPACE, " ").map_err(fault)?.into(),
         ByteFallback::new().into(),
@@ -278,10 +308,16 @@ fn merges_from_scores(vocabulary: &Vocabulary<'_>, scores: &[f32]) -> Merges {
     }
     let score = |id: u32| scores[id as usize];
     found.sort_by(|a, b| {
-        score(b.0).total_cmp(&score(a.0)).then(a.0.cmp(&b.0)).then((a.1, a.2).cmp(&(b.1, b.2)))
+        score(b.0)
+            .total_cmp(&score(a.0))
+            .then(a.0.cmp(&b.0))
+            .then((a.1, a.2).cmp(&(b.1, b.2)))
     });
     let text = |id: u32| tokens[id as usize].clone();
-    found.into_iter().map(|(_, left, right)| (text(left), text(right))).collect()
+    found
+        .into_iter()
+        .map(|(_, left, right)| (text(left), text(right)))
+        .collect()
 }
 
 /// Control tokens become special ones; user-defined tokens are found in text before all else.
@@ -316,7 +352,9 @@ fn surround_with(
     }
     if let Some(id) = after {
         single = format!("{single} EOS:0");
-        pair = pair.replace("$A:0", "$A:0 EOS:0").replace("$B:1", "$B:1 EOS:1");
+        pair = pair
+            .replace("$A:0", "$A:0 EOS:0")
+            .replace("$B:1", "$B:1 EOS:1");
         tokens.push(("EOS".to_owned(), id));
     }
     inner.with_post_processor(Some(
@@ -326,13 +364,13 @@ fn surround_with(
 }
 
 impl Tokenizer {
-    /// The `tokenizer.*` metadata of a GGUF file for a model with `vocab_size` embedding rows; rows
-    /// without a token become unused ones.
+    /// The `tokenizer.*` metadata of a GGUF file. Ids without a token become unused ones; so do, in
+    /// [`crate::format::gguf::export`], embedding rows beyond the vocabulary.
     ///
     /// # Errors
     /// When the tokenizer is neither byte-level BPE with a known way to cut words nor
-    /// SentencePiece-like BPE, or has more tokens than the model has rows.
-    pub fn to_gguf(&self, vocab_size: usize) -> Result<BTreeMap<String, Value>> {
+    /// SentencePiece-like BPE.
+    pub fn to_gguf(&self) -> Result<BTreeMap<String, Value>> {
         let unsupported = |what: &str| {
             Error::invalid("tokenizer", format!("{what} cannot be stored in GGUF"))
                 .remedy("write a Hugging Face folder instead")
@@ -343,24 +381,26 @@ impl Tokenizer {
         if model["type"] != "BPE" {
             return Err(unsupported("its model"));
         }
-        let size = self.inner.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1);
-        if size > vocab_size {
-            return Err(Error::invalid(
-                "tokenizer",
-                format!("has {size} tokens but the model has only {vocab_size} rows"),
-            ));
-        }
+        let size = self
+            .inner
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |&id| id as usize + 1);
         let merges: Vec<(String, String)> = serde_json::from_value(model["merges"].clone())
             .map_err(|e| Error::invalid("tokenizer", format!("has unusual merges: {e}")))?;
         let mut out = BTreeMap::new();
         let mut put = |key: &str, value: Value| {
             out.insert(format!("tokenizer.{key}"), value);
         };
-        let (tokens, kinds) = self.listing(vocab_size, model["byte_fallback"] == true);
+        let (tokens, kinds) = self.listing(size, model["byte_fallback"] == true);
         if model["byte_fallback"] == true {
             let prefix = json["normalizer"].to_string().contains("\"Prepend\"");
             put("ggml.model", Value::String("llama".into()));
-            put("ggml.scores", Value::Array(Array::F32(scores_from_merges(&tokens, &merges))));
+            put(
+                "ggml.scores",
+                Value::Array(Array::F32(scores_from_merges(&tokens, &merges))),
+            );
             put("ggml.add_space_prefix", Value::Bool(prefix));
         } else {
             let words = words_of(&json).ok_or_else(|| unsupported("its way to cut words"))?;
@@ -376,10 +416,17 @@ impl Tokenizer {
             ("ggml.bos_token_id", self.special.bos),
             ("ggml.eos_token_id", self.special.eos),
             ("ggml.padding_token_id", self.special.pad),
-            ("ggml.unknown_token_id", model["unk_token"].as_str().and_then(|t| self.id(t))),
+            (
+                "ggml.unknown_token_id",
+                model["unk_token"].as_str().and_then(|t| self.id(t)),
+            ),
             (
                 "ggml.eot_token_id",
-                self.special.stop.iter().copied().find(|id| Some(*id) != self.special.eos),
+                self.special
+                    .stop
+                    .iter()
+                    .copied()
+                    .find(|id| Some(*id) != self.special.eos),
             ),
         ];
         for (key, id) in ids {
@@ -390,7 +437,10 @@ impl Tokenizer {
         let surrounded = self.encode("", true)?;
         let adds = |id: Option<u32>| Value::Bool(id.is_some_and(|id| surrounded.contains(&id)));
         put("ggml.add_bos_token", adds(self.special.bos));
-        put("ggml.add_eos_token", adds(self.special.eos.filter(|id| Some(*id) != self.special.bos)));
+        put(
+            "ggml.add_eos_token",
+            adds(self.special.eos.filter(|id| Some(*id) != self.special.bos)),
+        );
         if let Some(template) = &self.chat_template {
             put("chat_template", Value::String(template.clone()));
         }
@@ -398,9 +448,9 @@ impl Tokenizer {
     }
 
     /// Every token in order of ids with its kind.
-    fn listing(&self, vocab_size: usize, byte_fallback: bool) -> (Vec<String>, Vec<i32>) {
+    fn listing(&self, size: usize, byte_fallback: bool) -> (Vec<String>, Vec<i32>) {
         let added = self.inner.get_added_tokens_decoder();
-        (0..vocab_size as u32)
+        (0..size as u32)
             .map(|id| {
                 let Some(token) = self.token(id) else {
                     return (format!("[PAD{id}]"), UNUSED as i32);
@@ -431,7 +481,10 @@ fn scores_from_merges(tokens: &[String], merges: &[(String, String)]) -> Vec<f32
     for (rank, (left, right)) in merges.iter().enumerate() {
         first.entry(format!("{left}{right}")).or_insert(rank);
     }
-    tokens.iter().map(|token| first.get(token).map_or(0.0, |&rank| -(rank as f32) - 1.0)).collect()
+    tokens
+        .iter()
+        .map(|token| first.get(token).map_or(0.0, |&rank| -(rank as f32) - 1.0))
+        .collect()
 }
 
 /// Recognises the pre-tokenizers that [`Words`] makes, by their serialised form.

@@ -52,7 +52,12 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     fn assemble(inner: hf::Tokenizer, special: SpecialIds, chat_template: Option<String>) -> Self {
-        Self { inner, plain: OnceLock::new(), special, chat_template }
+        Self {
+            inner,
+            plain: OnceLock::new(),
+            special,
+            chat_template,
+        }
     }
 
     /// Opens a tokenizer from a model: a folder with `tokenizer.json` or `vocab.txt`, one of those
@@ -69,7 +74,10 @@ impl Tokenizer {
             } else if vocab.is_file() {
                 Self::from_word_pieces(&vocab, true)
             } else {
-                Err(Error::malformed(path, "holds neither tokenizer.json nor vocab.txt"))
+                Err(Error::malformed(
+                    path,
+                    "holds neither tokenizer.json nor vocab.txt",
+                ))
             };
         }
         match path.extension().and_then(|e| e.to_str()) {
@@ -143,8 +151,8 @@ impl Tokenizer {
         };
         let template = tokenizer_json.with_file_name("chat_template.jinja");
         if template.is_file() {
-            let text = std::fs::read_to_string(&template)
-                .map_err(|e| Error::io(&template, "read", e))?;
+            let text =
+                std::fs::read_to_string(&template).map_err(|e| Error::io(&template, "read", e))?;
             self.chat_template = Some(text);
         }
         self.guess_special();
@@ -176,7 +184,10 @@ impl Tokenizer {
     /// # Errors
     /// When the vocabulary cannot express the text.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, add_special).map_err(cannot_encode)?;
+        let encoding = self
+            .inner
+            .encode_fast(text, add_special)
+            .map_err(cannot_encode)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -186,7 +197,10 @@ impl Tokenizer {
     /// As for [`Tokenizer::encode`].
     pub fn encode_batch(&self, texts: &[&str], add_special: bool) -> Result<Vec<Vec<u32>>> {
         use rayon::prelude::*;
-        texts.par_iter().map(|text| self.encode(text, add_special)).collect()
+        texts
+            .par_iter()
+            .map(|text| self.encode(text, add_special))
+            .collect()
     }
 
     /// Ids of text that comes from users: names of special tokens inside it stay plain text.
@@ -210,7 +224,10 @@ impl Tokenizer {
     /// # Errors
     /// As for [`Tokenizer::encode`].
     pub fn encode_pair(&self, first: &str, second: &str) -> Result<EncodedPair> {
-        let encoding = self.inner.encode_fast((first, second), true).map_err(cannot_encode)?;
+        let encoding = self
+            .inner
+            .encode_fast((first, second), true)
+            .map_err(cannot_encode)?;
         Ok(EncodedPair {
             ids: encoding.get_ids().to_vec(),
             segments: encoding.get_type_ids().to_vec(),
@@ -223,7 +240,10 @@ impl Tokenizer {
     /// As for [`Tokenizer::encode`].
     pub fn encode_with_ranges(&self, text: &str) -> Result<Vec<(u32, std::ops::Range<usize>)>> {
         let encoding = self.inner.encode(text, false).map_err(cannot_encode)?;
-        let ranges = encoding.get_offsets().iter().map(|&(begin, end)| begin..end);
+        let ranges = encoding
+            .get_offsets()
+            .iter()
+            .map(|&(begin, end)| begin..end);
         Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
     }
 
@@ -281,7 +301,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When the model has no template, or the template fails or refuses the messages.
-    pub fn render_chat(&self, messages: &[chat::Message], options: &chat::Options) -> Result<String> {
+    pub fn render_chat(
+        &self,
+        messages: &[chat::Message],
+        options: &chat::Options,
+    ) -> Result<String> {
         let template = self.chat_template().ok_or_else(|| {
             Error::invalid("chat template", "this model has none")
                 .remedy("use an instruction-tuned model, or give plain text")

@@ -24,7 +24,12 @@ const LONGEST_CHARACTER: usize = 4;
 
 impl<'a> StreamDecoder<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, ids: Vec::new(), given: 0 }
+        Self {
+            tokenizer,
+            skip_special,
+            ids: Vec::new(),
+            given: 0,
+        }
     }
 
     /// Adds an id and returns the text that became certain, possibly none.
@@ -57,7 +62,9 @@ impl<'a> StreamDecoder<'a> {
     /// Text of the ids not given out yet, decoded after their context: a decoder may treat the
     /// first token of a text specially.
     fn fresh(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[..self.given], self.skip_special)?;
+        let before = self
+            .tokenizer
+            .decode(&self.ids[..self.given], self.skip_special)?;
         let all = self.tokenizer.decode(&self.ids, self.skip_special)?;
         Ok(all.strip_prefix(&before).unwrap_or(&all).to_owned())
     }

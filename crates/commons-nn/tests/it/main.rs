@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 
 mod families;
-mod pretrained;
+// mod pretrained;
 mod training;
 
 use std::path::{Path, PathBuf};

@@ -10,6 +10,9 @@ use pulp::{Arch, Simd, WithSimd};
 /// Elements by which a panel or an output row may be overrun by the last tile.
 pub(super) const SLACK: usize = 128;
 
+/// Vectors of a correlation between two bounds checks; a block stays below [`SLACK`].
+const UNROLL: usize = 4;
+
 /// Bytes of packed weights kept hot while all positions of a panel pass by.
 const WEIGHT_BLOCK_BYTES: usize = 192 * 1024;
 
@@ -78,8 +81,9 @@ pub(super) struct Correlation<'a, T> {
     pub bases: &'a [u32],
     pub panel: &'a [T],
     pub positions: usize,
-    /// `[m][bases.len()]`.
+    /// `[m][stride]`, of which `bases.len()` elements per row.
     pub out: &'a mut [T],
+    pub stride: usize,
 }
 
 /// A scalar with the two inner loops of a convolution.
@@ -112,7 +116,7 @@ impl Element for f64 {
     }
 
     fn correlate(task: Correlation<'_, Self>) {
-        for (row, out) in task.rows.chunks(task.pitch).zip(task.out.chunks_mut(task.bases.len())) {
+        for (row, out) in task.rows.chunks(task.pitch).zip(task.out.chunks_mut(task.stride)) {
             for (o, &base) in out.iter_mut().zip(task.bases) {
                 let column = &task.panel[base as usize..];
                 *o += row[..task.positions].iter().zip(column).map(|(a, b)| a * b).sum::<f64>();
@@ -215,17 +219,22 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(
     for (weight, &base) in weights.iter().zip(at.bases) {
         let (column, _) = S::as_simd_f32s(&panel[base as usize..][..width]);
         let column: [S::f32s; NV] = std::array::from_fn(|v| column[v]);
-        for (sums, &weight) in sums.iter_mut().zip(weight) {
-            let weight = simd.splat_f32s(weight);
-            for (sum, &x) in sums.iter_mut().zip(&column) {
-                *sum = simd.mul_add_e_f32s(weight, x, *sum);
+        for row in 0..MR {
+            let weight = simd.splat_f32s(weight[row]);
+            for v in 0..NV {
+                sums[row][v] = simd.mul_add_e_f32s(weight, column[v], sums[row][v]);
             }
         }
     }
-    for (row, sums) in sums.iter().enumerate().take(at.rows) {
-        let out = &mut out[row * at.pitch + at.start..][..width];
-        let (out, _) = S::as_mut_simd_f32s(out);
-        out.copy_from_slice(sums);
+    // All indices into the sums are compile-time constants, else they would live in memory.
+    for row in 0..MR {
+        if row < at.rows {
+            let out = &mut out[row * at.pitch + at.start..][..width];
+            let (out, _) = S::as_mut_simd_f32s(out);
+            for v in 0..NV {
+                out[v] = sums[row][v];
+            }
+        }
     }
 }
 
@@ -234,9 +243,9 @@ impl WithSimd for Correlation<'_, f32> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Correlation { rows, pitch, bases, panel, positions, out } = self;
+        let Correlation { rows, pitch, bases, panel, positions, out, stride } = self;
         let count = rows.len() / pitch.max(1);
-        let steps = positions.div_ceil(S::F32_LANES);
+        let blocks = positions.div_ceil(UNROLL * S::F32_LANES);
         let columns = bases.len();
         let mut row = 0;
         while row < count {
@@ -247,8 +256,8 @@ impl WithSimd for Correlation<'_, f32> {
             } else {
                 1
             };
-            let at = DotsAt { rows: &rows[row * pitch..], pitch, panel, steps };
-            let out = &mut out[row * columns..];
+            let at = DotsAt { rows: &rows[row * pitch..], pitch, panel, blocks, stride };
+            let out = &mut out[row * stride..];
             for first in (0..columns).step_by(6) {
                 match height {
                     4 => dots::<S, 4, 6>(simd, at, bases, first, out),
@@ -272,7 +281,8 @@ struct DotsAt<'a> {
     rows: &'a [f32],
     pitch: usize,
     panel: &'a [f32],
-    steps: usize,
+    blocks: usize,
+    stride: usize,
 }
 
 /// `MR × NC` dot products accumulated in registers. Columns past the last are computed again
@@ -285,28 +295,35 @@ fn dots<S: Simd, const MR: usize, const NC: usize>(
     first: usize,
     out: &mut [f32],
 ) {
-    let len = at.steps * S::F32_LANES;
-    let rows: [&[S::f32s]; MR] =
-        std::array::from_fn(|m| &S::as_simd_f32s(&at.rows[m * at.pitch..][..len]).0[..at.steps]);
-    let columns: [&[S::f32s]; NC] = std::array::from_fn(|c| {
+    let len = at.blocks * UNROLL * S::F32_LANES;
+    let rows: [&[[S::f32s; UNROLL]]; MR] = std::array::from_fn(|m| {
+        S::as_simd_f32s(&at.rows[m * at.pitch..][..len]).0.as_chunks().0
+    });
+    let columns: [&[[S::f32s; UNROLL]]; NC] = std::array::from_fn(|c| {
         let base = bases[(first + c).min(bases.len() - 1)] as usize;
-        &S::as_simd_f32s(&at.panel[base..][..len]).0[..at.steps]
+        S::as_simd_f32s(&at.panel[base..][..len]).0.as_chunks().0
     });
     let mut sums = [[simd.splat_f32s(0.0); NC]; MR];
-    for step in 0..at.steps {
-        let row: [S::f32s; MR] = std::array::from_fn(|m| rows[m][step]);
-        for c in 0..NC {
-            let column = columns[c][step];
-            for m in 0..MR {
-                sums[m][c] = simd.mul_add_e_f32s(row[m], column, sums[m][c]);
+    for block in 0..at.blocks {
+        // Bounds are checked once per block.
+        let rows: [&[S::f32s; UNROLL]; MR] = std::array::from_fn(|m| &rows[m][block]);
+        let columns: [&[S::f32s; UNROLL]; NC] = std::array::from_fn(|c| &columns[c][block]);
+        for step in 0..UNROLL {
+            for c in 0..NC {
+                let column = columns[c][step];
+                for m in 0..MR {
+                    sums[m][c] = simd.mul_add_e_f32s(rows[m][step], column, sums[m][c]);
+                }
             }
         }
     }
     let count = NC.min(bases.len() - first);
-    for (m, sums) in sums.iter().enumerate() {
-        let out = &mut out[m * bases.len() + first..][..count];
-        for (o, &sum) in out.iter_mut().zip(sums) {
-            *o += simd.reduce_sum_f32s(sum);
+    for m in 0..MR {
+        let out = &mut out[m * at.stride + first..][..count];
+        for c in 0..NC {
+            if c < count {
+                out[c] += simd.reduce_sum_f32s(sums[m][c]);
+            }
         }
     }
 }

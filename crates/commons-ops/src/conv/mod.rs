@@ -7,11 +7,10 @@ mod geometry;
 mod kernel;
 mod panel;
 
-use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail,
-};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 
-use crate::slices::{elements, with_elements};
+use crate::slices::with_elements;
+use crate::tape::{Cx, Op, record};
 use geometry::{Axis, Plan};
 use kernel::Element;
 use panel::{Channels, Side};
@@ -149,13 +148,8 @@ fn convolve(
         return op.composed(x, weight, bias, options);
     }
     match dtype {
-        DType::F32 | DType::F64 => {
-            let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-            match bias {
-                Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, op),
-                None => x.apply_op2(&weight, op),
-            }
-        }
+        DType::F32 => op.forward::<f32>(x, weight, bias),
+        DType::F64 => op.forward::<f64>(x, weight, bias),
         DType::F16 | DType::BF16 => {
             let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
             let (x, weight) = (x.to_dtype(DType::F32)?, weight.to_dtype(DType::F32)?);
@@ -240,44 +234,36 @@ impl Convolution {
         panel::apply(&plan, &self.channels, side, x, weight, bias, self.batch)
     }
 
-    fn forward<T: Element>(&self, x: &[T], weight: &[T], bias: Option<&[T]>) -> CpuStorage {
+    fn forward<T: Element>(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let side = if self.transposed { Side::Scatter } else { Side::Gather };
-        T::to_cpu_storage_owned(self.apply(side, x, weight, bias))
+        let y = with_elements::<T, _>(x, |x| {
+            with_elements::<T, _>(weight, |w| match bias {
+                Some(bias) => with_elements::<T, _>(bias, |b| self.apply(side, x, w, Some(b))),
+                None => Ok(self.apply(side, x, w, None)),
+            })
+        })???;
+        let shape = self.output_shape();
+        let args: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+        record(self, &args, T::to_cpu_storage_owned(y), shape)
     }
 
-    /// Gradients of input, weight and bias, each only where it is wanted.
-    fn backward(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        grad: &Tensor,
-    ) -> Result<[Option<Tensor>; 3]> {
-        match x.dtype() {
-            DType::F64 => self.backward_as::<f64>(x, weight, bias, grad),
-            _ => self.backward_as::<f32>(x, weight, bias, grad),
-        }
-    }
-
-    fn backward_as<T: Element>(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        grad: &Tensor,
-    ) -> Result<[Option<Tensor>; 3]> {
-        let grad = &grad.contiguous()?;
+    /// Gives gradients of input, weight and bias, each only where it is wanted.
+    fn backward_as<T: Element>(&self, cx: &mut Cx<'_>) -> Result<()> {
+        let (x, weight, grad) = (&cx.args[0], &cx.args[1], cx.grad);
         let device = grad.device();
         let side = if self.transposed { Side::Gather } else { Side::Scatter };
-        let dx = if x.track_op() {
+        if cx.wants(0) {
             let dx = with_elements::<T, _>(grad, |grad| {
                 with_elements::<T, _>(weight, |w| self.apply(side, grad, w, None))
             })??;
-            Some(Tensor::from_vec(dx, x.shape(), device)?)
-        } else {
-            None
-        };
-        let dw = if weight.track_op() {
+            cx.give(0, Tensor::from_vec(dx, x.shape(), device)?)?;
+        }
+        if cx.wants(1) {
             let (big, small) = if self.transposed { (grad, x) } else { (x, grad) };
             let plan = Plan::gather(&self.rows, &self.cols);
             let dw = with_elements::<T, _>(big, |big| {
@@ -285,18 +271,13 @@ impl Convolution {
                     panel::correlate(&plan, &self.channels, big, small, self.batch)
                 })
             })??;
-            Some(Tensor::from_vec(dw, weight.shape(), device)?)
-        } else {
-            None
-        };
-        let db = match bias {
-            Some(bias) if bias.track_op() => {
-                let db = with_elements::<T, _>(grad, |grad| self.sum_positions(grad))?;
-                Some(Tensor::from_vec(db, bias.shape(), device)?)
-            }
-            _ => None,
-        };
-        Ok([dx, dw, db])
+            cx.give(1, Tensor::from_vec(dw, weight.shape(), device)?)?;
+        }
+        if cx.args.len() > 2 && cx.wants(2) {
+            let db = with_elements::<T, _>(grad, |grad| self.sum_positions(grad))?;
+            cx.give(2, Tensor::from_vec(db, cx.args[2].shape(), device)?)?;
+        }
+        Ok(())
     }
 
     /// Gradient of the bias: the sum over batch and positions.
@@ -376,70 +357,16 @@ fn axis(
     Ok(Axis { big, small, kernel, stride, padding, dilation })
 }
 
-impl CustomOp2 for Convolution {
+impl Op for Convolution {
     fn name(&self) -> &'static str {
         self.name
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = match x {
-            CpuStorage::F64(_) => self.forward::<f64>(elements(x, lx)?, elements(w, lw)?, None),
-            _ => self.forward::<f32>(elements(x, lx)?, elements(w, lw)?, None),
-        };
-        Ok((y, self.output_shape()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw, _] = self.backward(x, w, None, grad)?;
-        Ok((dx, dw))
-    }
-}
-
-impl CustomOp3 for Convolution {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        b: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = match x {
-            CpuStorage::F64(_) => {
-                self.forward::<f64>(elements(x, lx)?, elements(w, lw)?, Some(elements(b, lb)?))
-            }
-            _ => self.forward::<f32>(elements(x, lx)?, elements(w, lw)?, Some(elements(b, lb)?)),
-        };
-        Ok((y, self.output_shape()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        b: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [dx, dw, db] = self.backward(x, w, Some(b), grad)?;
-        Ok((dx, dw, db))
+    fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
+        match cx.grad.dtype() {
+            DType::F64 => self.backward_as::<f64>(cx),
+            _ => self.backward_as::<f32>(cx),
+        }
     }
 }
 

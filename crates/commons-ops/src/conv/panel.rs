@@ -8,11 +8,14 @@ use rayon::prelude::*;
 
 use super::geometry::{Class, Plan};
 use super::kernel::{Correlation, Element, PackedRows, Product, SLACK};
+use crate::slices::vectorised;
 
 /// Elements of panel and result that should fit the second-level cache together.
 const PANEL_BUDGET: usize = 192 * 1024;
-/// Positions after which adding images to a panel brings nothing.
-const ENOUGH_POSITIONS: usize = 512;
+/// Positions of a panel, if the batch has as many: products gain nothing from more, for
+/// correlations four rows of them must stay in the first-level cache.
+const PRODUCT_POSITIONS: usize = 512;
+const CORRELATION_POSITIONS: usize = 2048 + 256;
 /// Multiply-adds below which handing work to other threads costs more than it saves.
 const SERIAL_WORK: usize = 1 << 20;
 /// Number of partial weight gradients, fixed so that sums do not depend on the thread count.
@@ -101,7 +104,13 @@ impl PanelShape {
 }
 
 /// Cuts a batch into tiles.
-fn tiles(plan: &Plan, channels_in: usize, channels_out: usize, batch: usize) -> Vec<Tile> {
+fn tiles(
+    plan: &Plan,
+    channels_in: usize,
+    channels_out: usize,
+    batch: usize,
+    enough: usize,
+) -> Vec<Tile> {
     let result = plan.rows.pitch * plan.cols.pitch;
     let per_image = plan.image_len() * channels_in + result * channels_out;
     let positions = (plan.rows.positions * plan.cols.pitch).max(1);
@@ -118,8 +127,7 @@ fn tiles(plan: &Plan, channels_in: usize, channels_out: usize, batch: usize) -> 
         };
         return (0..batch).flat_map(bands).collect();
     }
-    let images = ENOUGH_POSITIONS
-        .div_ceil(positions)
+    let images = (enough / positions)
         .min(PANEL_BUDGET / per_image.max(1))
         .min(batch.div_ceil(PARTIALS))
         .max(1);
@@ -162,7 +170,7 @@ pub(super) fn apply<T: Element>(
     if out.is_empty() {
         return out;
     }
-    let tiles = tiles(plan, channels_in, channels_out, batch);
+    let tiles = tiles(plan, channels_in, channels_out, batch, PRODUCT_POSITIONS);
     let split = batch < PARTIALS && channels_out > T::tile_height();
     let step = if split { T::tile_height() * 2 } else { channels_out };
     let ranges: Vec<_> =
@@ -306,7 +314,10 @@ impl<T: Element> Direction<'_, T> {
                     out: result,
                     pitch: emit.shape.pitch(),
                 });
-                emit.write(self.plan, row_class, col_class, rows, result, out);
+                vectorised(
+                    #[inline(always)]
+                    || emit.write(self.plan, row_class, col_class, rows, result, out),
+                );
             }
         }
     }
@@ -323,6 +334,7 @@ struct Emit<'a, T> {
 }
 
 impl<T: Element> Emit<'_, T> {
+    #[inline(always)]
     fn write(
         &self,
         plan: &Plan,
@@ -373,6 +385,21 @@ fn pack<T: Element>(
     source: &[T],
     panel: &mut [T],
 ) {
+    vectorised(
+        #[inline(always)]
+        || pack_planes(plan, tile, shape, (channels, total), source, panel),
+    );
+}
+
+#[inline(always)]
+fn pack_planes<T: Element>(
+    plan: &Plan,
+    tile: &Tile,
+    shape: &PanelShape,
+    (channels, total): (Range<usize>, usize),
+    source: &[T],
+    panel: &mut [T],
+) {
     let (image_len, width) = (plan.source_len(), plan.cols.source);
     let pitch = plan.cols.pitch;
     let mut planes = panel.chunks_mut(shape.plane);
@@ -404,17 +431,43 @@ fn pack<T: Element>(
 }
 
 /// Writes zeros, every `step`-th element of `from`, and zeros.
-#[inline]
+#[inline(always)]
 fn pack_row<T: Element>(row: &mut [T], from: &[T], (low, high): (usize, usize), step: usize) {
-    row[..low].fill(T::zero());
-    row[high..].fill(T::zero());
+    clear(&mut row[..low]);
+    clear(&mut row[high..]);
     let body = &mut row[low..high];
     if step == 1 {
-        body.copy_from_slice(&from[..body.len()]);
+        copy(body, from);
     } else {
         for (o, &v) in body.iter_mut().zip(from.iter().step_by(step)) {
             *o = v;
         }
+    }
+}
+
+/// Copies as many elements as `to` has. Rows are short: a call of `memcpy` would cost more than
+/// the copy.
+#[inline(always)]
+fn copy<T: Element>(to: &mut [T], from: &[T]) {
+    let from = &from[..to.len()];
+    let (to, to_tail) = to.as_chunks_mut::<16>();
+    let (from, from_tail) = from.as_chunks::<16>();
+    for (t, f) in to.iter_mut().zip(from) {
+        *t = *f;
+    }
+    for (t, f) in to_tail.iter_mut().zip(from_tail) {
+        *t = *f;
+    }
+}
+
+/// Zeros a slice that mostly has no or one element.
+#[inline(always)]
+fn clear<T: Element>(slice: &mut [T]) {
+    match slice {
+        [] => {}
+        [a] => *a = T::zero(),
+        [a, b] => (*a, *b) = (T::zero(), T::zero()),
+        all => all.fill(T::zero()),
     }
 }
 
@@ -431,13 +484,15 @@ pub(super) fn correlate<T: Element>(
     if len == 0 || batch == 0 {
         return sum;
     }
-    let tiles = tiles(plan, channels.big, channels.small, batch);
+    // Channels of the big side are packed in blocks, so only one block counts.
+    let block = (PANEL_BUDGET / 2 / (plan.image_len() * 2)).clamp(1, channels.big.max(1));
+    let tiles = tiles(plan, block, 1, batch, CORRELATION_POSITIONS);
     let partials = (PARTIAL_BUDGET / len).clamp(2, PARTIALS);
     let chunk = tiles.len().div_ceil(partials).max(1);
     let run = |tiles: &[Tile]| {
         let mut partial = vec![T::zero(); len];
         for tile in tiles {
-            correlate_tile(plan, channels, tile, big, small, &mut partial);
+            correlate_tile(plan, channels, tile, block, big, small, &mut partial);
         }
         partial
     };
@@ -459,34 +514,41 @@ fn correlate_tile<T: Element>(
     plan: &Plan,
     channels: &Channels,
     tile: &Tile,
+    block: usize,
     big: &[T],
     small: &[T],
     out: &mut [T],
 ) {
     let shape = PanelShape::new(plan, tile);
-    let panel_len = shape.channel * channels.big;
+    let panel_len = shape.channel * block;
     let pitch = shape.pitch();
     let (Some(rows), Some(cols)) = (plan.rows.classes.first(), plan.cols.classes.first()) else {
         return;
     };
-    let bases = shape.bases(plan, rows, cols, channels.big);
-    let per_group = channels.small * bases.len();
+    let bases = shape.bases(plan, rows, cols, block);
+    let columns = channels.big * channels.taps;
+    let group_len = channels.small * columns;
     T::with_scratch(panel_len + channels.small * pitch, |scratch| {
         let (panel, positions) = scratch.split_at_mut(panel_len);
-        for (group, out) in out.chunks_mut(per_group).enumerate() {
-            let range = group * channels.big..(group + 1) * channels.big;
-            pack(plan, tile, &shape, (range, channels.groups * channels.big), big, panel);
+        for (group, out) in out.chunks_mut(group_len).enumerate() {
             let range = group * channels.small..(group + 1) * channels.small;
             let total = channels.groups * channels.small;
             lay_out(plan, tile, &shape, (range, total), small, positions);
-            T::correlate(Correlation {
-                rows: positions,
-                pitch,
-                bases: &bases,
-                panel,
-                positions: shape.positions,
-                out,
-            });
+            for first in (0..channels.big).step_by(block) {
+                let count = block.min(channels.big - first);
+                let start = group * channels.big + first;
+                let total = channels.groups * channels.big;
+                pack(plan, tile, &shape, (start..start + count, total), big, panel);
+                T::correlate(Correlation {
+                    rows: positions,
+                    pitch,
+                    bases: &bases[..count * channels.taps],
+                    panel,
+                    positions: shape.positions,
+                    out: &mut out[first * channels.taps..],
+                    stride: columns,
+                });
+            }
         }
     });
 }
@@ -501,15 +563,25 @@ fn lay_out<T: Element>(
     positions: &mut [T],
 ) {
     let (height, width) = (plan.rows.target, plan.cols.target);
-    positions.fill(T::zero());
-    for (row, channel) in positions.chunks_mut(shape.pitch()).zip(channels) {
-        for index in 0..tile.images {
-            let start = ((tile.image + index) * total + channel) * height * width;
-            let image = &small[start + tile.row * width..][..tile.rows * width];
-            let into = row[index * shape.image_stride..].chunks_mut(plan.cols.pitch);
-            for (into, from) in into.zip(image.chunks(width)) {
-                into[..width].copy_from_slice(from);
+    vectorised(
+        #[inline(always)]
+        || {
+            for (row, channel) in positions.chunks_mut(shape.pitch()).zip(channels) {
+                let mut images = row.chunks_mut(shape.image_stride);
+                for index in 0..tile.images {
+                    let Some(image) = images.next() else { return };
+                    let start = ((tile.image + index) * total + channel) * height * width;
+                    let from = &small[start + tile.row * width..][..tile.rows * width];
+                    let (body, below) = image.split_at_mut(tile.rows * plan.cols.pitch);
+                    below.fill(T::zero());
+                    let rows = body.chunks_mut(plan.cols.pitch);
+                    for (into, from) in rows.zip(from.chunks(width)) {
+                        copy(&mut into[..width], from);
+                        clear(&mut into[width..]);
+                    }
+                }
+                images.for_each(|rest| rest.fill(T::zero()));
             }
-        }
-    }
+        },
+    );
 }

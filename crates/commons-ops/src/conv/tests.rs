@@ -1,6 +1,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::*;
+use crate::backward;
 
 /// Pseudo-random values in (-1, 1) that differ between call sites.
 fn values(shape: &[usize], salt: u64) -> Tensor {
@@ -137,12 +138,12 @@ fn check(c: &Case, transposed: bool) {
     assert_close(&name, &run(&x, &w, &b), &want, 1e-13);
 
     let inputs = [&x, &w, &b].map(|t| Var::from_tensor(t).unwrap());
-    let grads = objective(&run(&inputs[0], &inputs[1], &inputs[2])).backward().unwrap();
+    let grads = backward(&objective(&run(&inputs[0], &inputs[1], &inputs[2]))).unwrap();
     let singles =
         [&x, &w, &b].map(|t| Var::from_tensor(&t.to_dtype(DType::F32).unwrap()).unwrap());
     let y = run(&singles[0], &singles[1], &singles[2]);
     assert_close(&name, &y, &want, 2e-5);
-    let single_grads = objective(&y).backward().unwrap();
+    let single_grads = backward(&objective(&y)).unwrap();
     for at in 0..3 {
         let grad = grads.get(&inputs[at]).unwrap();
         let single = single_grads.get(&singles[at]).unwrap();
@@ -205,7 +206,7 @@ fn banded_and_grouped_panels_agree_with_the_definition() {
             let w = Var::from_tensor(&wt.to_dtype(dtype).unwrap()).unwrap();
             let y = conv2d(&x, &w, None, &o).unwrap();
             assert_close("banded", &y, &want, 1e-5);
-            let grads = objective(&y).backward().unwrap();
+            let grads = backward(&objective(&y)).unwrap();
             let direction = values(wt.dims(), 9).to_dtype(dtype).unwrap();
             let along = (grads.get(&w).unwrap() * &direction).unwrap().sum_all().unwrap();
             // The op is linear in w: the derivative along a direction is the op itself.
@@ -236,7 +237,7 @@ fn one_dimensional_convolutions_are_two_dimensional_ones() {
     assert_eq!(y.dims(), [2, 3, 36]);
     assert_close("candle", &y, &x.conv_transpose1d(&w, 2, 0, 4, 1, 1).unwrap(), 1e-12);
     assert!(xv.conv_transpose1d(&wv, 2, 0, 4, 1, 1).unwrap().sum_all().unwrap().backward().is_err());
-    let grads = objective(&y).backward().unwrap();
+    let grads = backward(&objective(&y)).unwrap();
     let d = values(&[2, 6, 9], 5);
     let along = (grads.get(&xv).unwrap() * &d).unwrap().sum_all().unwrap();
     let slope = objective(&d.conv_transpose1d(&w, 2, 0, 4, 1, 1).unwrap());
@@ -260,7 +261,7 @@ fn strided_inputs_and_repeated_use() {
     let wp = wt.contiguous().unwrap().detach();
     let want = naive(&naive(&plain, &wp, None, &o, false), &wp, None, &o, false);
     assert_close("strided", &y, &(want + &plain).unwrap(), 1e-12);
-    let grads = objective(&y).backward().unwrap();
+    let grads = backward(&objective(&y)).unwrap();
     let f = |w: &Tensor| {
         let w = w.transpose(2, 3).unwrap().contiguous().unwrap();
         let y = naive(&naive(&plain, &w, None, &o, false), &w, None, &o, false);
@@ -283,7 +284,7 @@ fn results_do_not_depend_on_threads() {
         pool.install(|| {
             let (x, w) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&w).unwrap());
             let y = conv2d(&x, &w, None, &ConvOptions::padded(1)).unwrap();
-            let grads = objective(&y).backward().unwrap();
+            let grads = backward(&objective(&y)).unwrap();
             [&y, grads.get(&x).unwrap(), grads.get(&w).unwrap()]
                 .map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
         })

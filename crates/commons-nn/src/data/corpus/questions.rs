@@ -74,12 +74,7 @@ fn pose(document: Document, wrong: Vec<String>, rng: &mut Rng) -> Question {
     let mut choices = wrong;
     let answer = below(rng, choices.len() + 1);
     choices.insert(answer, document.answer);
-    Question {
-        kind: document.kind,
-        prompt: document.prompt,
-        choices,
-        answer,
-    }
+    Question { kind: document.kind, prompt: document.prompt, choices, answer }
 }
 
 /// Words that would fit the question of a story: those it mentions first.
@@ -114,11 +109,7 @@ fn near_string(answer: &str, rng: &mut Rng) -> String {
     if rng.below(2) == 0 {
         bytes.swap(at, at + 1);
     } else {
-        let alphabet = if bytes[at].is_ascii_digit() {
-            DIGITS
-        } else {
-            LETTERS
-        };
+        let alphabet = if bytes[at].is_ascii_digit() { DIGITS } else { LETTERS };
         bytes[at] = alphabet[below(rng, alphabet.len())];
     }
     bytes.into_iter().map(char::from).collect()

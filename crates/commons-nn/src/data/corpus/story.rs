@@ -18,9 +18,7 @@ pub const THINGS: [&str; 16] = [
 ];
 
 /// Colors of things.
-pub const COLORS: [&str; 8] = [
-    "black", "blue", "brown", "green", "pink", "red", "white", "yellow",
-];
+pub const COLORS: [&str; 8] = ["black", "blue", "brown", "green", "pink", "red", "white", "yellow"];
 
 /// Where the stories take place.
 pub const PLACES: [&str; 12] = [
@@ -29,14 +27,8 @@ pub const PLACES: [&str; 12] = [
 ];
 
 /// When they begin.
-pub const TIMES: [&str; 6] = [
-    "One day",
-    "One morning",
-    "One night",
-    "At noon",
-    "In May",
-    "Last week",
-];
+pub const TIMES: [&str; 6] =
+    ["One day", "One morning", "One night", "At noon", "In May", "Last week"];
 
 /// A story and what a question about it may be answered with.
 pub(super) struct Story {
@@ -128,10 +120,7 @@ impl World {
             let lies_here = self.things_at[thing] == Spot::At(self.people_at[person]);
             match below(rng, 4) {
                 0 if held && together => {
-                    return Event::Give {
-                        giver: person,
-                        thing,
-                    };
+                    return Event::Give { giver: person, thing };
                 }
                 1 if held => return Event::Leave { person, thing },
                 2 if lies_here => return Event::Find { person, thing },
@@ -156,11 +145,7 @@ impl World {
             }
             Event::Leave { person, thing } => {
                 let place = PLACES[self.people_at[person]];
-                format!(
-                    "{} left the {} in the {place}.",
-                    name(person),
-                    self.things[thing]
-                )
+                format!("{} left the {} in the {place}.", name(person), self.things[thing])
             }
             Event::Find { person, thing } => {
                 format!("{} found the {}.", name(person), self.things[thing])
@@ -170,11 +155,7 @@ impl World {
             }
             Event::Follow { person } => {
                 let place = PLACES[self.people_at[1 - person]];
-                format!(
-                    "{} followed {} to the {place}.",
-                    name(person),
-                    name(1 - person)
-                )
+                format!("{} followed {} to the {place}.", name(person), name(1 - person))
             }
         }
     }

@@ -36,11 +36,7 @@ fn solve(kind: Kind, prompt: &str) -> String {
         Kind::Reverse => argument(prompt, "reverse ").chars().rev().collect(),
         Kind::Count => {
             let (letter, text) = argument(prompt, "count ").split_once(" in ").unwrap();
-            text.split(letter)
-                .count()
-                .checked_sub(1)
-                .unwrap()
-                .to_string()
+            text.split(letter).count().checked_sub(1).unwrap().to_string()
         }
     }
 }
@@ -97,10 +93,9 @@ fn replay(prompt: &str) -> String {
     match question.as_slice() {
         ["Who", "has", "the", what] => owner[what],
         ["What", "color", "is", "the", what] => color[what],
-        ["Where", "is", "the", what] => lies
-            .get(what)
-            .copied()
-            .unwrap_or_else(|| place[owner[what]]),
+        ["Where", "is", "the", what] => {
+            lies.get(what).copied().unwrap_or_else(|| place[owner[what]])
+        }
         ["Where", "is", who] => place[who],
         other => panic!("no question of the grammar: {other:?}"),
     }
@@ -149,9 +144,7 @@ fn splits_share_no_problem_and_no_text() {
     for split in SPLITS {
         // Another seed for each, as in use.
         let drawn = documents(Seed::new(split as u64), split).take(5_000);
-        let (k, p) = drawn
-            .map(|document| (document.key, document.prompt))
-            .unzip();
+        let (k, p) = drawn.map(|document| (document.key, document.prompt)).unzip();
         keys.push(k);
         prompts.push(p);
     }
@@ -167,19 +160,13 @@ fn keys_forget_the_order_of_what_may_be_exchanged() {
     let mut by_key: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for _ in 0..100_000 {
         let document = tasks::add(&mut rng);
-        by_key
-            .entry(document.key)
-            .or_default()
-            .insert(document.prompt);
+        by_key.entry(document.key).or_default().insert(document.prompt);
     }
     assert_eq!(by_key["add 27 58"].len(), 2, "{:?}", by_key["add 27 58"]);
     let mut sorted: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for _ in 0..20_000 {
         let document = tasks::sort(&mut rng);
-        sorted
-            .entry(document.key)
-            .or_default()
-            .insert(document.prompt);
+        sorted.entry(document.key).or_default().insert(document.prompt);
     }
     assert_eq!(sorted["sort abc"].len(), 6, "{:?}", sorted["sort abc"]);
 }
@@ -196,16 +183,8 @@ fn splits_have_the_sizes_promised() {
             let members = keys.iter().filter(|key| Split::of(key) == split).count();
             members as f64 / keys.len() as f64
         };
-        assert!(
-            (share(Split::Train) - 0.8).abs() < 0.04,
-            "{kind}: {}",
-            share(Split::Train)
-        );
-        assert!(
-            (share(Split::Test) - 0.1).abs() < 0.03,
-            "{kind}: {}",
-            share(Split::Test)
-        );
+        assert!((share(Split::Train) - 0.8).abs() < 0.04, "{kind}: {}", share(Split::Train));
+        assert!((share(Split::Test) - 0.1).abs() < 0.03, "{kind}: {}", share(Split::Test));
     }
 }
 
@@ -215,12 +194,13 @@ fn the_stream_never_changes() {
     let text = generate(Seed::new(0), Split::Train, 4096);
     let head: Vec<&str> = text.lines().take(6).collect();
     let golden = [
-        "copy aaaahdhd: aaaahdhd",
-        "reverse daed: dead",
-        "22-14=8",
-        "sort 03193: 01339",
-        "count b in cabad: 1",
-        "91-25=66",
+        "91+18=109",
+        "One night Hana and Clara met in the hall. Hana had a green key. Clara had a yellow ring. \
+         Hana left the key in the hall. Clara went to the cave. What color is the key? green",
+        "count d in cbcaac: 0",
+        "78-38=40",
+        "reverse affeh: heffa",
+        "count c in abbbbd: 0",
     ];
     assert_eq!(head, golden);
     assert_eq!(hash(&text), 14_707_280_975_897_060_479);
@@ -249,16 +229,9 @@ fn all_kinds_of_document_question_and_event_occur() {
     }
     let of = |words: &[&'static str]| words.iter().all(|word| text.contains(word));
     assert!(of(&NAMES) && of(&THINGS) && of(&COLORS) && of(&PLACES) && of(&TIMES));
-    let stories: usize = text
-        .lines()
-        .filter(|line| line.contains('?'))
-        .map(str::len)
-        .sum();
+    let stories: usize = text.lines().filter(|line| line.contains('?')).map(str::len).sum();
     let share = stories as f64 / text.len() as f64;
-    assert!(
-        (0.6..0.8).contains(&share),
-        "stories are {share:.2} of the bytes"
-    );
+    assert!((0.6..0.8).contains(&share), "stories are {share:.2} of the bytes");
 }
 
 #[test]
@@ -281,11 +254,7 @@ fn questions_have_one_right_choice_among_different_ones() {
             let choices: BTreeSet<&String> = question.choices.iter().collect();
             assert_eq!(choices.len(), CHOICES, "{question:?}");
             let right = solve(kind, &question.prompt);
-            assert_eq!(
-                question.choices[question.answer], right,
-                "{}",
-                question.prompt
-            );
+            assert_eq!(question.choices[question.answer], right, "{}", question.prompt);
             places[question.answer] += 1;
             prompts.insert(&question.prompt);
         }
@@ -296,10 +265,8 @@ fn questions_have_one_right_choice_among_different_ones() {
 
 #[test]
 fn questions_belong_to_their_split() {
-    let trained: BTreeSet<String> = sample(Split::Train, 20_000)
-        .into_iter()
-        .map(|document| document.prompt)
-        .collect();
+    let trained: BTreeSet<String> =
+        sample(Split::Train, 20_000).into_iter().map(|document| document.prompt).collect();
     for kind in Kind::ALL {
         for question in questions(Split::Test, kind, 100) {
             assert!(!trained.contains(&question.prompt), "{}", question.prompt);

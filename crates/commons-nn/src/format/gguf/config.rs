@@ -95,6 +95,7 @@ pub fn config_from_metadata(gguf: &Gguf) -> Result<Map<String, Json>> {
         }
     };
     check_rotary_width(&keys, head_dim)?;
+    check_layers(&keys)?;
     let vocab = gguf.info("token_embd.weight")?.shape[0];
     let epsilon = keys.optional_number("attention.layer_norm_rms_epsilon")?;
     let epsilon = epsilon.ok_or_else(|| {
@@ -161,6 +162,32 @@ fn object(value: Json) -> Map<String, Json> {
         Json::Object(map) => map,
         _ => Map::new(),
     }
+}
+
+/// The promised layers must be there, so that nothing is built for a number alone.
+fn check_layers(keys: &Keys<'_>) -> Result<()> {
+    let promised = keys.count("block_count")?;
+    let layer = |name: &String| {
+        name.strip_prefix("blk.")?
+            .split_once('.')?
+            .0
+            .parse::<u64>()
+            .ok()
+    };
+    let found = keys
+        .gguf
+        .tensors()
+        .keys()
+        .filter_map(layer)
+        .max()
+        .map_or(0, |last| last.saturating_add(1));
+    if found != promised {
+        return Err(keys.gguf.bad_value(
+            &keys.key("block_count"),
+            format!("is {promised} but the tensors make {found} layers"),
+        ));
+    }
+    Ok(())
 }
 
 fn check_rotary_width(keys: &Keys<'_>, head_dim: u64) -> Result<()> {

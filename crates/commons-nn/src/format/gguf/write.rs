@@ -9,8 +9,8 @@ use serde_json::{Map, Value as Json};
 
 use super::value::{put_string, put_value};
 use super::{
-    Architecture, DEFAULT_ALIGNMENT, GgmlType, MAGIC, Value, metadata_from_config, permute_rows,
-    quantize,
+    Architecture, Array, DEFAULT_ALIGNMENT, GgmlType, MAGIC, Value, metadata_from_config,
+    permute_rows, quantize,
 };
 use crate::error::{Error, Result};
 use crate::format::{Weights, atomic};
@@ -143,6 +143,8 @@ pub fn export(
             .unwrap_or_default(),
     )?;
     metadata.extend(tokenizer.clone());
+    let rows = config.get("vocab_size").and_then(Json::as_u64).unwrap_or(0) as usize;
+    pad_vocabulary(&mut metadata, rows)?;
     metadata.insert("general.quantization_version".into(), Value::U32(2));
     metadata.insert("general.file_type".into(), Value::U32(file_type(kind)?));
     let tied = config
@@ -193,6 +195,30 @@ pub fn export(
         }
         Ok(values)
     })
+}
+
+/// llama.cpp wants one token per embedding row: rows beyond the vocabulary become unused tokens.
+fn pad_vocabulary(metadata: &mut BTreeMap<String, Value>, rows: usize) -> Result<()> {
+    const UNUSED: i32 = 5;
+    let tokens = match metadata.get_mut("tokenizer.ggml.tokens") {
+        Some(Value::Array(Array::String(tokens))) => tokens,
+        _ => return Ok(()),
+    };
+    let count = tokens.len();
+    if count > rows {
+        return Err(Error::invalid(
+            "tokenizer",
+            format!("has {count} tokens but the model has only {rows} rows"),
+        ));
+    }
+    tokens.extend((count..rows).map(|id| format!("[PAD{id}]")));
+    if let Some(Value::Array(Array::I32(kinds))) = metadata.get_mut("tokenizer.ggml.token_type") {
+        kinds.resize(rows, UNUSED);
+    }
+    if let Some(Value::Array(Array::F32(scores))) = metadata.get_mut("tokenizer.ggml.scores") {
+        scores.resize(rows, 0.0);
+    }
+    Ok(())
 }
 
 fn flat(tensor: &Tensor) -> Result<Vec<f32>> {

@@ -1,0 +1,284 @@
+//! Measures the claims.
+
+use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
+use commons_core::progress::Task;
+use commons_core::table::{Table, Unit};
+use commons_core::{Seed, cells};
+use commons_nn::data::corpus::{self, Split};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::study::{Ending, Material, Start, Study, Variant};
+use crate::baseline::scratch::{ScratchConfig, byte_tokens, train_from_scratch};
+use crate::baseline::source::{open_decoder, open_text};
+use crate::compress::Context;
+use crate::heal::HealRun;
+use crate::{Error, Result};
+
+/// The evidence for [`super::RelaxedRecursive`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence;
+
+/// What the evidence is measured on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `scratch` (a decoder over bytes, trained first), or the name or path of a pretrained decoder.
+    pub model: String,
+    /// Text of training from scratch and of healing: `stories` (generated), or a name or path.
+    pub train_text: String,
+    /// Text that is scored.
+    pub test_text: String,
+    /// Bytes of generated or longer text that are used, per split.
+    pub text_bytes: usize,
+    /// The decoder trained from scratch.
+    pub scratch: ScratchConfig,
+    /// What is compared.
+    pub study: Study,
+    /// Repeats. A decoder from scratch is trained again for each, a pretrained one healed again.
+    pub seeds: Vec<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            model: "scratch".into(),
+            train_text: "stories".into(),
+            test_text: "stories".into(),
+            text_bytes: 2 << 20,
+            scratch: ScratchConfig::default(),
+            study: Study::default(),
+            seeds: vec![0],
+        }
+    }
+}
+
+impl Experiment for Evidence {
+    const PAPER: Paper = Paper {
+        slug: "relaxed-recursive",
+        title: "Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA",
+        year: 2024,
+        shares: "one looped block of layers, relaxed by low-rank terms per depth",
+        link: "https://arxiv.org/abs/2410.20672",
+    };
+
+    const CLAIMS: &'static [Claim] = &[
+        Claim::new(
+            "full-rank",
+            "at full rank the relaxed model is the original",
+            Figure::text("exact (section 2.3)"),
+            "full_rank_loss_gap",
+            Bound::AtMost(1e-3),
+        ),
+        Claim::new(
+            "rank",
+            "right after conversion, perplexity falls with every larger rank",
+            Figure::text("monotone (ranks 64 to 512)"),
+            "falling_share",
+            Bound::AtLeast(1.),
+        ),
+        Claim::new(
+            "svd-start",
+            "after healing, terms that start from the decomposition beat terms that start at zero",
+            Figure::text("+6.5 points few-shot accuracy at rank 512"),
+            "perplexity_relaxed_svd",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_relaxed_zero", Compare::Ratio),
+        Claim::new(
+            "relaxed",
+            "after healing, the relaxed model beats the strictly tied one",
+            Figure::text("58.4 % relaxed, 58.6 % original few-shot accuracy"),
+            "perplexity_relaxed_svd",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_strict", Compare::Ratio),
+        Claim::new(
+            "relaxed-over-dropping",
+            "after healing, the relaxed model beats dropping layers down to its parameters",
+            Figure::text("above non-recursive models of its size"),
+            "perplexity_relaxed_svd",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_dropped_like_relaxed", Compare::Ratio),
+        Claim::new(
+            "strict-over-dropping",
+            "after healing, strict tying beats dropping layers down to its parameters",
+            Figure::text("up to +13.5 points over a non-recursive model of its size"),
+            "perplexity_strict",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_dropped_like_strict", Compare::Ratio),
+    ];
+
+    const RECIPES: &'static [Recipe] = &[
+        Recipe::smoke(include_str!("smoke.toml")),
+        Recipe::full(include_str!("full.toml")),
+        Recipe {
+            name: "scratch",
+            about: "decoders of ten million parameters trained from scratch, three seeds (about 15 minutes)",
+            toml: include_str!("scratch.toml"),
+        },
+    ];
+
+    type Config = Settings;
+
+    fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
+        measure(settings, run).map_err(|error| match error {
+            Error::Core(error) => error,
+            Error::Interrupted => commons_core::Error::Interrupted,
+            other => commons_core::Error::other(other),
+        })
+    }
+}
+
+fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
+    if settings.seeds.is_empty() {
+        return Err(Error::config("seeds", "give at least one"));
+    }
+    let mut material: Option<Material> = None;
+    let mut endings = Vec::new();
+    let mut originals = Vec::new();
+    for &seed in &settings.seeds {
+        let again = settings.model == "scratch" || material.is_none();
+        if again {
+            material = Some(settings.material(seed, run)?);
+        }
+        let Some(material) = &material else { continue };
+        if again {
+            originals.push(starts(settings, material, seed, run)?);
+        }
+        endings.extend(healed(settings, material, seed, run)?);
+    }
+    run.table(ending_table(&endings, &originals));
+    Ok(())
+}
+
+impl Settings {
+    fn material(&self, seed: u64, run: &mut Run) -> Result<Material> {
+        let train = self.text(&self.train_text, Split::Train, seed)?;
+        let test = self.text(&self.test_text, Split::Test, seed)?;
+        if self.model != "scratch" {
+            let loaded = open_decoder(&self.model)?;
+            let encode = |text: &str| loaded.tokenizer.encode(text, true);
+            let (heal, test) = (encode(&train)?, encode(&test)?);
+            return Ok(Material { original: loaded.model, heal, test });
+        }
+        let mut scratch = self.scratch.clone();
+        scratch.train.seed = seed;
+        let tokens = byte_tokens(&train);
+        let folder = run.checkpoints()?.join(format!("scratch-{seed}"));
+        let keep = HealRun { folder: Some(folder), resume: true, stop: run.stop().flag() };
+        let key = format!("scratch-{seed}/loss");
+        let mut logged = Ok(());
+        let original = train_from_scratch(&scratch, &tokens, &keep, |report| {
+            if logged.is_ok() {
+                logged = run.log(report.step as u64, &key, report.loss);
+            }
+        })?;
+        logged?;
+        Ok(Material { original, heal: tokens, test: byte_tokens(&test) })
+    }
+
+    /// The text called `source`, at most `text_bytes` of it.
+    fn text(&self, source: &str, split: Split, seed: u64) -> Result<String> {
+        if source == "stories" {
+            return Ok(corpus::generate(Seed::new(seed).fork("stories", 0), split, self.text_bytes));
+        }
+        let mut text = open_text(source)?;
+        let mut end = self.text_bytes.min(text.len());
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        Ok(text)
+    }
+}
+
+/// Calls `work` with a context that shows the progress of `run` and obeys its stop flag.
+fn with_context<T>(seed: u64, run: &Run, work: impl FnOnce(&mut Context<'_>) -> Result<T>) -> Result<T> {
+    let shown = run.progress();
+    let mut current: Option<(String, Box<dyn Task>)> = None;
+    let mut progress = |what: &str, done: usize, total: usize| {
+        if current.as_ref().is_none_or(|(label, _)| label != what) {
+            current = Some((what.to_owned(), shown.task(what, Some(total as u64))));
+        }
+        if let Some((_, task)) = &mut current {
+            task.update(done as u64, "");
+        }
+    };
+    work(&mut Context { calibration: &[], seed, stop: run.stop().flag(), progress: &mut progress })
+}
+
+/// Scores conversions before any healing; returns the original's perplexity.
+fn starts(settings: &Settings, material: &Material, seed: u64, run: &mut Run) -> Result<f64> {
+    let study = &settings.study;
+    let original = study.score(&material.original, material)?;
+    run.measure("perplexity_original", original);
+    let (starts, full) = with_context(seed, run, |context| {
+        Ok((study.starts(material, context)?, study.full_rank(material, context)?))
+    })?;
+    run.measure("full_rank_loss_gap", (full.perplexity / original).ln().abs());
+    run.measure("full_rank_logit_error", full.logit_error);
+    run.measure("falling_share", falling_share(&starts));
+    let mut table = Table::new(format!("Right after conversion, original {original:.2} (seed {seed})"))
+        .column("init", Unit::Plain)
+        .column("rank", Unit::Plain)
+        .column("stored", Unit::Si)
+        .column("perplexity", Unit::Plain);
+    for start in &starts {
+        let init = format!("{:?}", start.init).to_lowercase();
+        run.log(start.rank as u64, &format!("{init}-{seed}/perplexity by rank"), start.perplexity)?;
+        table.push(cells![init, start.rank, start.stored, start.perplexity]);
+    }
+    run.table(table);
+    Ok(original)
+}
+
+/// Share of the steps to a larger rank, over all inits, that lower the perplexity.
+fn falling_share(starts: &[Start]) -> f64 {
+    let steps: Vec<bool> = starts
+        .windows(2)
+        .filter(|w| w[0].init == w[1].init)
+        .map(|w| w[1].perplexity < w[0].perplexity)
+        .collect();
+    steps.iter().filter(|fell| **fell).count() as f64 / steps.len().max(1) as f64
+}
+
+fn healed(settings: &Settings, material: &Material, seed: u64, run: &mut Run) -> Result<Vec<Ending>> {
+    let folder = run.checkpoints()?;
+    let mut losses = Vec::new();
+    let endings = with_context(seed, run, |context| {
+        settings.study.endings(material, seed, context, Some(&folder), &mut |variant, healed| {
+            losses.push((variant, healed.losses.clone()));
+        })
+    })?;
+    for (variant, losses) in losses {
+        for (step, loss) in losses.into_iter().enumerate() {
+            run.log(step as u64 + 1, &format!("{}-{seed}/healing loss", variant.key()), loss)?;
+        }
+    }
+    for ending in &endings {
+        let key = ending.variant.key();
+        run.measure(&format!("perplexity_{key}"), ending.after);
+        run.measure(&format!("stored_{key}"), ending.stored as f64);
+    }
+    Ok(endings)
+}
+
+fn ending_table(endings: &[Ending], originals: &[f64]) -> Table {
+    let mean = originals.iter().sum::<f64>() / originals.len().max(1) as f64;
+    let mut table = Table::new(format!("After healing, original {mean:.2}"))
+        .column("model", Unit::Plain)
+        .column("seed", Unit::Plain)
+        .column("stored", Unit::Si)
+        .column("layers passed", Unit::Plain)
+        .column("perplexity before", Unit::Plain)
+        .column("after", Unit::Plain);
+    for variant in Variant::ALL {
+        for e in endings.iter().filter(|e| e.variant == variant) {
+            table.push(cells![variant.label(), e.seed, e.stored, e.layers, e.before, e.after]);
+        }
+    }
+    table
+}

@@ -1,0 +1,405 @@
+//! One block of layers passed several times, with a few directions per depth that let the passes
+//! differ.
+//!
+//! # Paper
+//! Bae, Fisch, Harutyunyan, Ji, Kim, Schuster: *Relaxed Recursive Transformers: Effective
+//! Parameter Sharing with Layer-wise LoRA*, ICLR 2025, [arXiv 2410.20672](https://arxiv.org/abs/2410.20672).
+//!
+//! # Problem
+//! A pretrained decoder of `L` layers shall store half or a third of its layer parameters, without
+//! training a smaller one from nothing.
+//!
+//! # Method
+//! The layers are passed as `B` loops through one block of `K = L/B` unique layers,
+//! `h^ℓ = f(h^{ℓ−1}; Φ'_{((ℓ−1) mod K)+1})`. The unique layers come from the pretrained ones:
+//! *stepwise* takes `K` layers spread evenly, *average* the mean of all layers tied together,
+//! *lower* the first `K` ([`Init`]). The tie is then relaxed: every looped matrix gets low-rank
+//! terms of its own at every depth,
+//!
+//! ```text
+//! y = W' x + B_ℓ A_ℓ x,   B_ℓ A_ℓ = U_r Σ_r V_rᵀ,   W_ℓ − W' = U Σ Vᵀ
+//! ```
+//!
+//! the best approximation of what the tie lost at rank `r` ([`truncated_svd`]). `r = 0` is strict
+//! tying, full rank the original model. Shared matrices and terms are then trained together, with
+//! the original as teacher ([`crate::heal`]). With `N` parameters in the layers, `N/B + Σ_ℓ Σ_W r(in +
+//! out)` are stored.
+//!
+//! # Shared / kept apart
+//! Shared: all matrices, biases and norm gains of a layer, once per unique layer, as
+//! `bank.loop.{j}.{weight}`. Kept apart: the low-rank terms (one pair per depth and matrix), the
+//! key/value cache, what follows the depth (rotary base, window), embeddings, final norm, output
+//! head; with `share_norms = false` also gains and biases.
+//!
+//! # Claim
+//! After up-training, the decomposed start beats a zero start, relaxed beats strict, and both beat
+//! models of their size that loop nothing (sections 3.2 to 3.4).
+//!
+//! # Here
+//! What `full.toml` measured is in `result.json` beside this file.
+//!
+//! # Differs
+//! * Up-training is a few hundred steps of distillation instead of 15 to 60 billion tokens.
+//! * The zero start draws `A` uniform in `±1/√in`, as PEFT does, not Gaussian.
+//! * A layer count that `B` does not divide can be thinned first (`thin`).
+//! * `fold_gains` multiplies norm gains into the matrices before averaging. It is our addition;
+//!   with it, or with `share_norms = false`, full rank gives the original function exactly.
+//! * Early exits and depth-wise batching are not part of compression and not in this module.
+//!
+//! # Use
+//! ```
+//! use commons_core::Seed;
+//! use commons_nn::model::{Decoder, DecoderConfig};
+//! use commons_weights::relaxed_recursive::{Config, RelaxedRecursive};
+//! use commons_weights::{Compress, Context};
+//!
+//! let mut context = Context { calibration: &[], seed: 0, stop: Default::default(), progress: &mut |_, _, _| {} };
+//! let model = Decoder::init(DecoderConfig::llama(64, 32, 4, 4, 2, 48), Seed::new(0))?;
+//! let config = Config { loops: 2, rank: 2, ..Config::default() };
+//! let shared = RelaxedRecursive.share(&config, &model, &mut context)?;
+//! assert!(shared.model.bank.stored() < model.bank.stored());
+//! # Ok::<(), commons_weights::Error>(())
+//! ```
+
+mod evidence;
+mod init;
+mod lora;
+pub mod study;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use commons_core::table::{Table, Unit};
+use commons_core::{Seed, cells};
+use commons_nn::bank::{Bank, Entry, LowRank, PART};
+use commons_nn::model::{BLOCK_MATRICES, Decoder, DecoderConfig, layer_prefix};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use evidence::Evidence;
+pub use init::{Init, Looping, fold_gains, loop_part, thinned_layers};
+pub use lora::{LayerLoss, LoraInit, TruncatedSvd, truncated_svd};
+
+use crate::baseline::{drop_layers, layer_weight};
+use crate::compress::{Compress, Context, Shared};
+use crate::heal::HealConfig;
+use crate::{Error, Result};
+use lora::{Difference, decompose};
+
+/// What healing may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Trainable {
+    /// Everything stored.
+    #[default]
+    All,
+    /// The low-rank terms only.
+    LowRank,
+}
+
+/// Options of [`RelaxedRecursive`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `B`: how often the block is passed. 1 shares nothing.
+    pub loops: usize,
+    /// How unique layers are initialised.
+    pub init: Init,
+    /// `r`: rank of the low-rank terms of every matrix, at most the full rank of each; 0 ties
+    /// strictly.
+    pub rank: usize,
+    /// Ranks of some matrices: keys are parts of a name such as `mlp.down_proj` or `self_attn`;
+    /// the longest key that occurs in a name counts.
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// How the low-rank terms start.
+    pub lora_init: LoraInit,
+    /// Loop norm gains and biases too, instead of keeping them per depth.
+    pub share_norms: bool,
+    /// Multiply norm gains into the matrices that follow before layers are averaged.
+    pub fold_gains: bool,
+    /// Drop layers, evenly spread, until `loops` divides their number.
+    pub thin: bool,
+    /// What healing trains.
+    pub trainable: Trainable,
+    /// The training that follows.
+    pub heal: HealConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            loops: 2,
+            init: Init::default(),
+            rank: 64,
+            rank_pattern: BTreeMap::new(),
+            lora_init: LoraInit::default(),
+            share_norms: true,
+            fold_gains: false,
+            thin: false,
+            trainable: Trainable::default(),
+            heal: HealConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Rank of the terms on `matrix`, a name within a layer, of shape `[out, in]`.
+    ///
+    /// # Errors
+    /// When the pattern asks for more than full rank.
+    pub fn rank_of(&self, matrix: &str, shape: &[usize]) -> Result<usize> {
+        let full = shape.iter().copied().min().unwrap_or(0);
+        let matching = self.rank_pattern.iter().filter(|(key, _)| matrix.contains(key.as_str()));
+        match matching.max_by_key(|(key, _)| key.len()) {
+            None => Ok(self.rank.min(full)),
+            Some((_, &rank)) if rank <= full => Ok(rank),
+            Some((key, rank)) => Err(Error::config(
+                format!("rank_pattern.{key}"),
+                format!("{rank} exceeds {full}, the full rank of `{matrix}` {shape:?}"),
+            )),
+        }
+    }
+
+    fn check(&self, config: &DecoderConfig) -> Result<()> {
+        self.heal.check()?;
+        let matrices = matrices(config);
+        for (matrix, shape) in &matrices {
+            self.rank_of(matrix, shape)?;
+        }
+        let largest = matrices.iter().filter_map(|(_, s)| s.iter().copied().min()).max().unwrap_or(0);
+        if self.rank > largest {
+            return Err(Error::config("rank", format!("{} exceeds {largest}, the full rank of the largest matrix", self.rank)));
+        }
+        for key in self.rank_pattern.keys() {
+            if !matrices.iter().any(|(matrix, _)| matrix.contains(key.as_str())) {
+                return Err(Error::config(format!("rank_pattern.{key}"), format!("names none of {BLOCK_MATRICES:?}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Name within a layer and shape `[out, in]` of the matrices that get low-rank terms.
+fn matrices(config: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
+    let mut all = init::layer_weights(config);
+    all.retain(|(name, _)| BLOCK_MATRICES.contains(&name.as_str()));
+    all
+}
+
+/// Parameters the relaxed model of `config` stores in its layers, by the paper's formula
+/// `N/B + Σ_ℓ Σ_W r(in + out)`.
+///
+/// # Errors
+/// When the options do not fit the model.
+pub fn stored_in_layers(options: &Config, config: &DecoderConfig) -> Result<usize> {
+    let layers = if options.thin {
+        thinned_layers(config.num_hidden_layers, options.loops)?.len()
+    } else {
+        config.num_hidden_layers
+    };
+    let unique = Looping::new(layers, options.loops, options.init, Seed::new(0))?.unique;
+    let mut total = 0;
+    for (_, shape) in init::layer_weights(config) {
+        let looped = options.share_norms || shape.len() == 2;
+        total += shape.iter().product::<usize>() * if looped { unique } else { layers };
+    }
+    for (matrix, shape) in matrices(config) {
+        total += layers * options.rank_of(&matrix, &shape)? * (shape[0] + shape[1]);
+    }
+    Ok(total)
+}
+
+/// Recursive sharing of a pretrained decoder with layer-wise low-rank relaxation.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RelaxedRecursive;
+
+impl Compress for RelaxedRecursive {
+    type Config = Config;
+
+    const SLUG: &'static str = "relaxed-recursive";
+    const SUMMARY: &'static str = "loop one block of layers, with low-rank terms per depth (ICLR 2025)";
+
+    fn share(&self, config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<Shared> {
+        let (model, losses) = convert(config, model, context)?;
+        let tables = vec![parameter_table(&model)?, loss_table(config.loops, &losses)];
+        Ok(Shared { model, tables })
+    }
+
+    fn healing<'a>(&self, config: &'a mut Config) -> &'a mut HealConfig {
+        &mut config.heal
+    }
+}
+
+/// The conversion: the looped model and what each depth lost and got back.
+///
+/// # Errors
+/// As [`RelaxedRecursive`]'s [`Compress::share`].
+pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<(Decoder, Vec<LayerLoss>)> {
+    config.check(&model.config)?;
+    let seed = Seed::new(context.seed);
+    let prepared = prepare(config, model)?;
+    let original = prepared.as_ref().unwrap_or(model);
+    let looping = Looping::new(original.config.num_hidden_layers, config.loops, config.init, seed)?;
+    looping.check_kinds(&original.config)?;
+    let bank = loop_bank(original, &looping, config.share_norms)?;
+    let mut looped = Decoder::new(original.config.clone(), bank)?;
+    let mut losses = Vec::with_capacity(original.config.num_hidden_layers);
+    for depth in 0..original.config.num_hidden_layers {
+        context.tick("relaxing layers", depth, original.config.num_hidden_layers)?;
+        losses.push(relax_layer(config, original, &mut looped.bank, depth, seed)?);
+    }
+    if config.trainable == Trainable::LowRank {
+        looped.bank.freeze(|name| !name.starts_with(&format!("{PART}lora.")));
+    }
+    Ok((looped, losses))
+}
+
+/// Thinning and gain folding, if asked for.
+fn prepare(config: &Config, model: &Decoder) -> Result<Option<Decoder>> {
+    let layers = model.config.num_hidden_layers;
+    let keep = thinned_layers(layers, config.loops)?;
+    let thinned = (config.thin && keep.len() < layers).then(|| drop_layers(model, &keep)).transpose()?;
+    if config.fold_gains {
+        return fold_gains(thinned.as_ref().unwrap_or(model)).map(Some);
+    }
+    Ok(thinned)
+}
+
+/// A bank that stores each unique layer once, everything outside the layers as it was.
+fn loop_bank(model: &Decoder, looping: &Looping, share_norms: bool) -> Result<Bank> {
+    let config = &model.config;
+    let mut bank = Bank::new(model.bank.device().clone());
+    for (name, _) in config.weights() {
+        if layer_weight(&name).is_none() && !(config.tie_word_embeddings && name == "lm_head.weight") {
+            bank.insert(name.clone(), model.bank.weight(&name)?)?;
+        }
+    }
+    for (weight, shape) in init::layer_weights(config) {
+        if shape.len() < 2 && !share_norms {
+            for depth in 0..config.num_hidden_layers {
+                let name = format!("{}{weight}", layer_prefix(depth));
+                bank.insert(name.clone(), model.bank.weight(&name)?)?;
+            }
+            continue;
+        }
+        for j in 0..looping.unique {
+            bank.insert(loop_part(j, &weight), looping.initial(model, j, &weight)?)?;
+        }
+        for depth in 0..config.num_hidden_layers {
+            let owner = loop_part(looping.unique_at(depth), &weight);
+            bank.share(&format!("{}{weight}", layer_prefix(depth)), Entry::same(owner))?;
+        }
+    }
+    Ok(bank)
+}
+
+/// Puts the low-rank terms of one depth on the looped bank.
+fn relax_layer(config: &Config, original: &Decoder, bank: &mut Bank, depth: usize, seed: Seed) -> Result<LayerLoss> {
+    let mut differences = Vec::with_capacity(BLOCK_MATRICES.len());
+    let mut loss = LayerLoss::default();
+    for (matrix, shape) in matrices(&original.config) {
+        let name = format!("{}{matrix}", layer_prefix(depth));
+        let weight = original.bank.weight(&name)?.detach();
+        let delta = (&weight - bank.weight(&name)?.detach())?;
+        let energy = square_norm(&weight)?;
+        loss = loss.plus(LayerLoss { weight_energy: energy, delta_energy: square_norm(&delta)?, kept_energy: 0. });
+        let rank = config.rank_of(&matrix, &shape)?;
+        if rank > 0 {
+            differences.push(Difference { name, delta, rank });
+        }
+    }
+    match config.lora_init {
+        LoraInit::Zero => {
+            for d in &differences {
+                // alpha = rank: the terms are not scaled, as with the decomposed start.
+                bank.add_lora(&d.name, d.rank, d.rank as f32, seed.fork("lora", 0))?;
+            }
+        }
+        LoraInit::Svd => {
+            for (d, svd) in differences.iter().zip(decompose(&differences)?) {
+                loss.kept_energy += svd.energies()?.0;
+                bank.add_low_rank(&d.name, svd.a, svd.b, 1.)?;
+            }
+        }
+    }
+    Ok(loss)
+}
+
+/// `‖t‖²` of an f32 tensor, summed in f64.
+fn square_norm(t: &commons_ops::Tensor) -> Result<f64> {
+    let values = t.flatten_all()?.to_vec1::<f32>()?;
+    Ok(values.iter().map(|&v| f64::from(v).powi(2)).sum())
+}
+
+/// The relaxed model with only the leading `rank` directions of every low-rank term.
+///
+/// The terms of a decomposition are ordered by what they bring, so this equals converting again
+/// with the lower rank, without decomposing again. `rank` 0 gives the strictly tied model.
+///
+/// # Errors
+/// When a term cannot be cut.
+pub fn truncate(model: &Decoder, rank: usize) -> Result<Decoder> {
+    let mut copy = Decoder { config: model.config.clone(), bank: model.bank.deep_clone()? };
+    for (name, entry) in model.bank.plan().iter() {
+        if entry.plus.is_empty() {
+            continue;
+        }
+        let mut kept = Entry { share: entry.share.clone(), plus: Vec::new() };
+        for LowRank { a, b, scale } in &entry.plus {
+            if rank == 0 {
+                continue;
+            }
+            let (a_full, b_full) = (model.bank.stored_var(a)?, model.bank.stored_var(b)?);
+            let r = rank.min(a_full.dim(0)?);
+            copy.bank.insert(a.clone(), a_full.narrow(0, 0, r)?)?;
+            copy.bank.insert(b.clone(), b_full.narrow(1, 0, r)?)?;
+            kept.plus.push(LowRank { a: a.clone(), b: b.clone(), scale: *scale });
+        }
+        copy.bank.share(name, kept)?;
+    }
+    copy.bank.prune();
+    Ok(copy)
+}
+
+/// What is stored where.
+fn parameter_table(model: &Decoder) -> Result<Table> {
+    let bank = &model.bank;
+    let mut groups = [("outside the layers", 0), ("looped layers", 0), ("kept per depth", 0), ("low-rank terms", 0)];
+    for (name, var) in bank.stored_vars() {
+        let group = match name.strip_prefix(PART) {
+            Some(part) if part.starts_with("lora.") => 3,
+            Some(_) => 1,
+            None if layer_weight(name).is_some() => 2,
+            None => 0,
+        };
+        groups[group].1 += var.elem_count();
+    }
+    let mut table = Table::new("Stored parameters").column("part", Unit::Plain).column("parameters", Unit::Si);
+    for (group, count) in groups {
+        table.push(cells![group, count]);
+    }
+    table.push(cells!["stored in all", bank.stored()]);
+    table.push(cells!["of a plain checkpoint", bank.logical()?]);
+    Ok(table)
+}
+
+/// What each depth lost to the tie and got back.
+fn loss_table(loops: usize, losses: &[LayerLoss]) -> Table {
+    let unique = losses.len() / loops.max(1);
+    let mut table = Table::new("What the tie loses")
+        .column("layer", Unit::Plain)
+        .column("unique layer", Unit::Plain)
+        .column("|W - W'| / |W|", Unit::Percent)
+        .column("energy kept", Unit::Percent)
+        .column("error left", Unit::Percent);
+    let mut total = LayerLoss::default();
+    for (depth, loss) in losses.iter().enumerate() {
+        total = total.plus(*loss);
+        let tied = LayerLoss { kept_energy: 0., ..*loss }.relative_error();
+        table.push(cells![depth, depth % unique.max(1), tied, loss.kept(), loss.relative_error()]);
+    }
+    let tied = LayerLoss { kept_energy: 0., ..total }.relative_error();
+    table.push(cells!["all", "", tied, total.kept(), total.relative_error()]);
+    table
+}

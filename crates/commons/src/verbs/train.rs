@@ -1,0 +1,438 @@
+//! `train`: a decoder from scratch, a model further, or low-rank adapters on it.
+
+mod arch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use commons_core::Seed;
+use commons_core::fs::{create_folder, write_json_atomic};
+use commons_nn::eval::Perplexity;
+use commons_nn::format::peft::{Adapter, LoraConfig as PeftConfig, LoraPair};
+use commons_nn::model::{BLOCK_MATRICES, Decoder, SaveFormat, layer_prefix};
+use commons_nn::train::{At, Loss, Outcome, Resume, TokenStream, TrainConfig, Trainer};
+use commons_ops::DType;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::cli::{App, Done};
+use crate::config::{Layer, nearest, resolve};
+use crate::error::{During, Failure, Result};
+use crate::model::{self, EMBEDDED, Loaded, Options, size_on_disk};
+use commons_core::format::{bytes, grouped, number};
+use crate::output::Grid;
+use crate::progress::Steps;
+use crate::signals::resume_command;
+use crate::text::{self, CORPUS, Division};
+use crate::verbs::eval::{measure, windows};
+use crate::work::{Opened, Policy, SETTINGS, Work, read_json};
+use crate::examples;
+
+pub const EXAMPLES: &str = examples![
+    "# a small model on the embedded corpus",
+    "$ commons train --arch nano --steps 300 -o nano",
+    "# one of your own on your text",
+    "$ commons train --arch micro --data book.txt --seq-len 256 --lr 2e-3 -o micro",
+    "# a pretrained model further, with low-rank adapters",
+    "$ commons train --model smollm2-135m --data notes.jsonl --lora-rank 16 -o tuned",
+    "# after an interruption",
+    "$ commons train --arch nano --steps 300 -o nano --resume",
+    "# any setting by its name",
+    "$ commons train --optimizer muon --set train.schedule=linear --set train.gradient_accumulation_steps=4",
+];
+
+/// Name of the report in the result.
+const FILE: &str = "report.json";
+
+/// Name of the adapter folder in the result.
+const ADAPTER: &str = "adapter";
+
+/// Checkpoints over a run whose settings ask for none in between.
+const CHECKPOINTS: usize = 10;
+
+/// Tokens measured after training.
+const EVAL_TOKENS: usize = 16_384;
+
+/// Options of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Shape of a new model: a preset, or the config.json of any decoder [default: nano]
+    #[arg(long, value_name = "PRESET|FILE", conflicts_with = "model")]
+    pub arch: Option<String>,
+    /// Model to go on from: a path or a name
+    #[arg(short, long, value_name = "NAME|PATH")]
+    pub model: Option<String>,
+    /// Model whose tokenizer a new model takes [default: tiny]
+    #[arg(long, value_name = "NAME|PATH", conflicts_with = "model")]
+    pub tokenizer: Option<String>,
+    /// Folder to write [default: ARCH-trained or MODEL-trained]
+    #[arg(short, long, value_name = "OUT")]
+    pub out: Option<PathBuf>,
+    /// Go on with an interrupted run
+    #[arg(long, conflicts_with = "force")]
+    pub resume: bool,
+    /// Start over, and replace what is at OUT
+    #[arg(long)]
+    pub force: bool,
+    /// Text to train on: a path or a name [default: corpus]
+    #[arg(short, long, value_name = "NAME|PATH", help_heading = "Text")]
+    pub data: Option<String>,
+    /// Text to measure on; lines it has in common with --data are not trained on [default: the last tenth of --data, which is then not trained on]
+    #[arg(long, value_name = "NAME|PATH", help_heading = "Text")]
+    pub eval_data: Option<String>,
+    /// Optimiser steps [default: 200]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub steps: Option<usize>,
+    /// Peak learning rate [default: 1e-3]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub lr: Option<f64>,
+    /// Sequences per step [default: 8]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub batch_size: Option<usize>,
+    /// Tokens per sequence [default: 128]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub seq_len: Option<usize>,
+    /// Optimiser [default: adamw]
+    #[arg(long, value_enum, help_heading = "Training")]
+    pub optimizer: Option<OptimizerName>,
+    /// Decay of matrices, in units of the learning rate [default: 0]
+    #[arg(long, value_name = "X", help_heading = "Training")]
+    pub weight_decay: Option<f64>,
+    /// Write a checkpoint every so many steps [default: a tenth of the run]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub save_steps: Option<usize>,
+    /// Train low-rank adapters of this rank and nothing else
+    #[arg(long, value_name = "N", help_heading = "Adapters", requires = "model")]
+    pub lora_rank: Option<usize>,
+    /// Scale of the adapters times their rank [default: twice the rank]
+    #[arg(long, value_name = "X", help_heading = "Adapters", requires = "lora_rank")]
+    pub lora_alpha: Option<f32>,
+    /// Modules that get adapters [default: all seven matrices of a layer]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "Adapters", requires = "lora_rank")]
+    pub target_modules: Vec<String>,
+}
+
+/// Optimisers by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay.
+    #[serde(rename = "adamw")]
+    #[value(name = "adamw")]
+    AdamW,
+    /// Gradient descent with momentum.
+    Sgd,
+    /// Orthogonalised momentum for hidden matrices, AdamW for the rest.
+    Muon,
+    /// Small state: row and column moments.
+    Adafactor,
+    /// No backward pass: two forward passes along a seeded direction.
+    ZeroOrder,
+}
+
+/// Low-rank adapters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoraConfig {
+    /// 0 trains the whole model.
+    rank: usize,
+    /// `None` is twice the rank.
+    alpha: Option<f32>,
+    /// Last parts of module names.
+    target_modules: Vec<String>,
+}
+
+impl LoraConfig {
+    fn alpha(&self) -> f32 {
+        self.alpha.unwrap_or(2. * self.rank as f32)
+    }
+}
+
+/// Settings of `train`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    arch: Option<String>,
+    model: Option<String>,
+    tokenizer: String,
+    data: String,
+    eval_data: Option<String>,
+    lora: LoraConfig,
+    train: TrainConfig,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let target_modules = BLOCK_MATRICES.iter().filter_map(|m| module_of(m)).map(str::to_owned).collect();
+        Self {
+            arch: None,
+            model: None,
+            tokenizer: EMBEDDED.into(),
+            data: CORPUS.into(),
+            eval_data: None,
+            lora: LoraConfig { rank: 0, alpha: None, target_modules },
+            train: TrainConfig::default(),
+        }
+    }
+}
+
+/// `q_proj` of `self_attn.q_proj.weight`.
+fn module_of(matrix: &str) -> Option<&str> {
+    matrix.strip_suffix(".weight")?.rsplit('.').next()
+}
+
+/// What a run did.
+#[derive(Debug, Serialize)]
+struct Report {
+    out: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<String>,
+    stored: usize,
+    trainable: usize,
+    steps: usize,
+    tokens: usize,
+    first_loss: f64,
+    last_loss: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<Perplexity>,
+    after: Perplexity,
+    text: Value,
+    seconds: f64,
+}
+
+/// Trains a model.
+///
+/// # Errors
+/// When a setting does not fit, something cannot be read or written, training diverges, or the user
+/// stopped it.
+pub fn run(app: &App, args: &TrainArgs) -> Result<Done> {
+    let settings = settings(app, args)?;
+    let division = text::divide(app, &settings.data, settings.eval_data.as_deref(), corpus_bytes(&settings.train))?;
+    let out = args.out.clone().unwrap_or_else(|| default_out(&settings));
+    let record = record(&settings, &division)?;
+    let policy = Policy { resume: args.resume, force: args.force, folder: true };
+    match Work::open(&out, &record, policy)? {
+        Opened::Complete => {
+            app.progress.note(format!("{} is complete already: nothing to resume", out.display()));
+            if app.out.json {
+                app.out.json(&read_json::<Value>(&out.join(FILE))?)?;
+            }
+        }
+        Opened::Work(work) => {
+            let report = train(app, &settings, &division, &record, &out, work)?;
+            show(app, &report)?;
+        }
+    }
+    Ok(Done::Well)
+}
+
+fn settings(app: &App, args: &TrainArgs) -> Result<Settings> {
+    let options = Options::default()
+        .put("arch", args.arch.clone())
+        .put("model", args.model.clone())
+        .put("tokenizer", args.tokenizer.clone())
+        .put("data", args.data.clone())
+        .put("eval_data", args.eval_data.clone())
+        .put("train.steps", args.steps)
+        .put("train.learning_rate", args.lr)
+        .put("train.batch_size", args.batch_size)
+        .put("train.seq_len", args.seq_len)
+        .put("train.save_steps", args.save_steps)
+        .put("train.seed", app.global.seed)
+        .put("train.optimizer.rule.name", args.optimizer)
+        .put("train.optimizer.weight_decay", args.weight_decay)
+        .put("lora.rank", args.lora_rank)
+        .put("lora.alpha", args.lora_alpha)
+        .put("lora.target_modules", (!args.target_modules.is_empty()).then(|| args.target_modules.clone()));
+    let layers = Layer::all(app.global.config.as_deref(), &options, &app.global.set)?;
+    let mut settings: Settings = resolve(&Settings::default(), &layers)?;
+    settings.train.check()?;
+    if settings.train.save_steps == 0 {
+        settings.train.save_steps = settings.train.steps.div_ceil(CHECKPOINTS).max(1);
+    }
+    let modules: Vec<String> = BLOCK_MATRICES.iter().filter_map(|m| module_of(m)).map(str::to_owned).collect();
+    if let Some(unknown) = settings.lora.target_modules.iter().find(|m| !modules.contains(m)) {
+        let near = nearest(unknown, &modules);
+        let help = if near.is_empty() { format!("modules: {}", modules.join(", ")) } else { format!("did you mean {}?", near.join(" or ")) };
+        return Err(Failure::usage("--target-modules", format!("`{unknown}` is not a module of a layer")).help(help));
+    }
+    if settings.model.is_none() && settings.lora.rank > 0 {
+        return Err(Failure::usage("lora.rank", "adapters on a new model train nothing else").help("give the model to adapt with --model"));
+    }
+    Ok(settings)
+}
+
+fn default_out(settings: &Settings) -> PathBuf {
+    let from = settings.model.as_deref().or(settings.arch.as_deref()).unwrap_or(arch::DEFAULT);
+    let stem = Path::new(from).file_stem().map_or_else(|| from.to_owned(), |s| s.to_string_lossy().into_owned());
+    PathBuf::from(format!("{stem}-trained"))
+}
+
+/// Bytes of the embedded corpus for one pass, a token being about two bytes.
+fn corpus_bytes(t: &TrainConfig) -> usize {
+    let tokens = t.steps * t.batch_size * t.seq_len * t.gradient_accumulation_steps;
+    (3 * tokens).clamp(256 << 10, 16 << 20)
+}
+
+fn record(settings: &Settings, division: &Division) -> Result<Value> {
+    let mut record = serde_json::to_value(settings).map_err(|e| Failure::failed(format!("settings: {e}")))?;
+    record["verb"] = "train".into();
+    record["commons"] = env!("CARGO_PKG_VERSION").into();
+    record["train_text"] = division.train.digest().into();
+    record["test_text"] = division.test.digest().into();
+    Ok(record)
+}
+
+/// The model before the first step, the same on every call.
+fn start(app: &App, settings: &Settings) -> Result<Loaded> {
+    let seed = Seed::new(settings.train.seed);
+    let mut loaded = match &settings.model {
+        Some(name) => model::load(app, name)?,
+        None => {
+            let donor = model::load(app, &settings.tokenizer).during(|| "loading the tokenizer".into())?;
+            let name = settings.arch.as_deref().unwrap_or(arch::DEFAULT);
+            let config = arch::resolve(name, &donor)?;
+            let model = Decoder::init(config, seed.fork("init", 0))?;
+            Loaded { model, tokenizer: donor.tokenizer, path: PathBuf::new() }
+        }
+    };
+    if settings.lora.rank > 0 {
+        add_adapters(&mut loaded.model, &settings.lora, seed.fork("lora", 0))?;
+    }
+    Ok(loaded)
+}
+
+/// Puts a low-rank term on every target and freezes everything else.
+fn add_adapters(model: &mut Decoder, lora: &LoraConfig, seed: Seed) -> Result<()> {
+    let before: BTreeSet<String> = model.bank.stored_vars().map(|(n, _)| n.to_owned()).collect();
+    for layer in 0..model.config.num_hidden_layers {
+        for matrix in BLOCK_MATRICES {
+            if module_of(matrix).is_some_and(|m| lora.target_modules.iter().any(|t| t == m)) {
+                let name = format!("{}{matrix}", layer_prefix(layer));
+                model.bank.add_lora(&name, lora.rank, lora.alpha(), seed)?;
+            }
+        }
+    }
+    model.bank.freeze(|name| before.contains(name));
+    Ok(())
+}
+
+fn train(
+    app: &App,
+    settings: &Settings,
+    division: &Division,
+    record: &Value,
+    out: &Path,
+    work: Work,
+) -> Result<Report> {
+    let began = Instant::now();
+    let loaded = start(app, settings)?;
+    let leave = || app.stop.leave(Some(resume_command()), &app.out);
+    let score = |what: &str| {
+        measure(app, &loaded, &division.test, windows(&loaded, None, None, Some(EVAL_TOKENS)), what, leave)
+    };
+    let before = match settings.model {
+        Some(_) => Some(work.stage("before", || score("before"))?),
+        None => None,
+    };
+    let losses = steps(app, settings, division, &loaded, &work)?;
+    let after = work.stage("after", || score("measuring"))?;
+    let bank = &loaded.model.bank;
+    let t = &settings.train;
+    let report = Report {
+        out: out.display().to_string(),
+        adapter: (settings.lora.rank > 0).then(|| out.join(ADAPTER).display().to_string()),
+        stored: bank.stored(),
+        trainable: bank.trainable().map(|(_, v)| v.elem_count()).sum(),
+        steps: losses.len(),
+        tokens: losses.len() * t.batch_size * t.seq_len * t.gradient_accumulation_steps,
+        first_loss: losses.first().copied().unwrap_or(f64::NAN),
+        last_loss: losses.last().copied().unwrap_or(f64::NAN),
+        before,
+        after,
+        text: json!({
+            "train": division.train.describe(),
+            "test": division.test.describe(),
+            "apart": division.how,
+        }),
+        seconds: began.elapsed().as_secs_f64(),
+    };
+    let result = work.result();
+    loaded.save(&result, SaveFormat::Shared(DType::F32)).during(|| "writing the result".into())?;
+    if settings.lora.rank > 0 {
+        write_adapter(settings, &loaded, &result.join(ADAPTER))?;
+    }
+    write_json_atomic(result.join(SETTINGS), record)?;
+    write_json_atomic(result.join(FILE), &report)?;
+    work.publish()?;
+    Ok(report)
+}
+
+/// Trains, going on from the newest checkpoint. Returns the loss of every step.
+fn steps(app: &App, settings: &Settings, division: &Division, loaded: &Loaded, work: &Work) -> Result<Vec<f64>> {
+    let t = &settings.train;
+    let tokens = loaded.tokenizer.encode(&division.train.text, false)?;
+    let stream = TokenStream::new(tokens, t.seq_len, t.batch_size, t.seed().fork("data", 0))
+        .during(|| format!("cutting {} into sequences", division.train.origin))?;
+    let bank = &loaded.model.bank;
+    let mut trainer =
+        Trainer::new(t.clone(), bank)?.checkpoints(work.path("checkpoints")).stop_flag(app.stop.flag());
+    let done = trainer.resume(Resume::Latest)?;
+    if done > 0 {
+        app.progress.note(format!("going on after step {done} of {}", t.steps));
+    }
+    let mut line = Steps::new(&app.progress, "training", t.steps);
+    let outcome = trainer.run(
+        |At { batch, .. }| {
+            let ids = stream.batch(batch, bank.device())?;
+            Ok(Loss::new(loaded.model.next_token_loss(&ids)?, stream.tokens_per_batch()))
+        },
+        |step| line.observe(step),
+    );
+    drop(line);
+    match outcome.during(|| "training".into())? {
+        Outcome::Finished => Ok(trainer.losses().to_vec()),
+        Outcome::Interrupted => Err(Failure::interrupted(Some(resume_command()))),
+    }
+}
+
+/// Writes the trained terms as a PEFT adapter of the model they were put on.
+fn write_adapter(settings: &Settings, loaded: &Loaded, folder: &Path) -> Result<()> {
+    let lora = &settings.lora;
+    let bank = &loaded.model.bank;
+    let trained: BTreeSet<&str> = bank.trainable().map(|(name, _)| name).collect();
+    let mut pairs = BTreeMap::new();
+    for (name, entry) in bank.plan().iter() {
+        let Some(module) = name.strip_suffix(".weight") else { continue };
+        for term in entry.plus.iter().filter(|term| trained.contains(term.a.as_str())) {
+            let factor = |n: &str| Ok::<_, Failure>(bank.stored_var(n)?.as_detached_tensor());
+            pairs.insert(module.to_owned(), LoraPair { a: factor(&term.a)?, b: factor(&term.b)? });
+        }
+    }
+    let mut config = PeftConfig::new(lora.rank, f64::from(lora.alpha()), lora.target_modules.clone());
+    config.base_model_name_or_path = settings.model.clone();
+    create_folder(folder)?;
+    Ok(Adapter { config, pairs, saved: BTreeMap::new() }.save(folder)?)
+}
+
+fn show(app: &App, r: &Report) -> Result<()> {
+    if app.out.json {
+        return app.out.json(r);
+    }
+    let mut grid = Grid::new(&["", ""]);
+    grid.row(["parameters", &format!("{} stored, {} trained", grouped(r.stored as i64), grouped(r.trainable as i64))]);
+    grid.row(["steps", &format!("{}, {} tokens", grouped(r.steps as i64), grouped(r.tokens as i64))]);
+    grid.row(["loss", &format!("{} → {}", number(r.first_loss), number(r.last_loss))]);
+    let before = r.before.map_or_else(String::new, |b| format!("{} → ", number(b.perplexity)));
+    grid.row(["held-out perplexity", &format!("{before}{}", number(r.after.perplexity))]);
+    grid.row(["bits per byte", &number(r.after.bits_per_byte)]);
+    grid.row(["text", r.text["apart"].as_str().unwrap_or_default()]);
+    grid.row(["wrote", &format!("{} ({})", r.out, bytes(size_on_disk(Path::new(&r.out))?))]);
+    if let Some(adapter) = &r.adapter {
+        grid.row(["adapter", adapter]);
+    }
+    app.out.grid(&grid)
+}

@@ -1,0 +1,72 @@
+//! `compress` end to end on a small model.
+
+use crate::{Place, bytes};
+
+const HEAL: &str = "--steps 6 --batch-size 2 --seq-len 24 --eval-tokens 200";
+
+#[test]
+fn sharing_stores_less_and_healing_helps() {
+    let place = Place::new();
+    place.text("t.txt", 400);
+    place.ok("train --arch nano --data t.txt --steps 60 --batch-size 4 --seq-len 32 --lr 3e-3 -o m");
+    let line = "compress --model m --data t.txt --loops 2 --rank 2 --steps 40 --batch-size 4 --seq-len 32 --lr 2e-3 --eval-tokens 400 --baselines -o c";
+    let json = place.json(line);
+    let stored = |stage: &str| json[stage]["stored"].as_u64().unwrap();
+    let perplexity = |stage: &str| json[stage]["perplexity"].as_f64().unwrap();
+    assert!(stored("shared") < stored("original"), "{json}");
+    assert!(stored("tied") < stored("shared"));
+    assert_eq!(json["shared"]["logical"], json["original"]["logical"]);
+    assert!(perplexity("healed") < perplexity("shared"), "{json}");
+    assert!(!place.path("c.work").exists());
+
+    let plan = place.json("inspect c");
+    assert_eq!(plan["stored"]["parameters"], stored("shared"));
+    assert_eq!(plan["logical"]["parameters"], json["original"]["logical"]);
+    let kinds: Vec<&str> =
+        plan["sharing"].as_array().unwrap().iter().map(|l| l["kind"].as_str().unwrap()).collect();
+    assert!(kinds.contains(&"tied") && kinds.contains(&"low-rank"), "{kinds:?}");
+
+    // The result is a model like any other: it is measured the same and can be written out.
+    let measured = place.json("eval c --data t.txt --max-tokens 100");
+    place.ok("materialize c -o plain");
+    let plain = place.json("eval plain --data t.txt --max-tokens 100");
+    let (a, b) = (measured["text"]["loss"].as_f64().unwrap(), plain["text"]["loss"].as_f64().unwrap());
+    assert!((a - b).abs() < 1e-3, "{a} {b}");
+    assert!(place.json("inspect plain")["sharing"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn the_other_method_and_the_other_format() {
+    let place = Place::new();
+    place.model("m", 4);
+    place.text("t.txt", 200);
+    place.text("e.txt", 37);
+    let json = place.json(&format!("compress --model m --method foldgpt --remove 0.25 --data t.txt --eval-data e.txt {HEAL} -o f"));
+    assert!(json["healed"]["stored"].as_u64() < json["original"]["stored"].as_u64(), "{json}");
+    place.ok(&format!("compress --model m --data t.txt --rank 1 --format gguf {HEAL} -o c.gguf"));
+    assert_eq!(place.json("inspect c.gguf")["kind"], "GGUF file");
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let place = Place::new();
+    place.model("m", 4);
+    let json = place.json("compress --model m --loops 2 --rank 4 --dry-run");
+    assert!(json["shared"]["stored"].as_u64() < json["original"]["stored"].as_u64());
+    assert_eq!(place.list("."), ["m"]);
+    assert!(place.ok("compress --model m --loops 2 --rank 4 --dry-run").out.contains("groups of 2 layers"));
+}
+
+#[test]
+fn settings_come_from_a_file_and_are_kept() {
+    let place = Place::new();
+    place.model("m", 4);
+    place.text("t.txt", 200);
+    let toml = "model = \"m\"\ndata = \"t.txt\"\nno_heal = true\neval_tokens = 100\n[options]\nloops = 4\nrank = 1\n";
+    std::fs::write(place.path("c.toml"), toml).unwrap();
+    let json = place.json("compress --config c.toml --set rank=2 -o c");
+    assert_eq!((&json["settings"]["options"]["loops"], &json["settings"]["options"]["rank"]), (&4.into(), &2.into()));
+    assert!(json["healed"].is_null());
+    let kept: serde_json::Value = serde_json::from_slice(&bytes(place.path("c/commons.json"))).unwrap();
+    assert_eq!(kept, json["settings"]);
+}
