@@ -90,9 +90,8 @@ impl Layer {
     fn forward(&self, x: &Tensor, c: &Config, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
         let d = c.hidden / c.heads;
         let n = rms_norm(x, &self.norm1, 1e-5)?;
-        let heads = |w: &Var, count: usize| {
-            linear(&n, w, None)?.reshape((c.batch, c.seq, count, d))
-        };
+        let heads =
+            |w: &Var, count: usize| linear(&n, w, None)?.reshape((c.batch, c.seq, count, d));
         let q = rope(&heads(&self.q, c.heads)?, cos, sin)?;
         let k = rope(&heads(&self.k, c.kv_heads)?, cos, sin)?;
         let v = heads(&self.v, c.kv_heads)?;

@@ -11,10 +11,7 @@
 //!
 //! Results do not depend on the number of threads: work is cut into pieces of fixed size and
 //! partial sums are added in a fixed order.
-#![cfg_attr(
-    test,
-    allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)
-)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs))]
 
 pub mod arithmetic;
 pub mod attention;
@@ -37,8 +34,8 @@ mod par;
 pub mod pool;
 pub mod rope;
 pub mod share;
-mod slices;
 pub mod simd;
+mod slices;
 mod tape;
 #[cfg(test)]
 mod testing;
@@ -53,18 +50,18 @@ pub use einsum::einsum;
 pub use elementwise::{
     Activation, activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
+pub use gate::gated_add;
+pub use grads::{Grads, backward, no_grad};
 pub use index::{
     argmax, cumsum, gather, index_add, index_select, one_hot, scatter_add, segment_sum, top_k,
 };
-pub use pool::{
-    PoolOptions, adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, global_max_pool2d,
-    max_pool2d, upsample_nearest2d,
-};
-pub use gate::gated_add;
-pub use grads::{Grads, backward, no_grad};
 pub use linear::{linear, linear_act, lora_linear};
 pub use loss::{LossOptions, cross_entropy, linear_cross_entropy, linear_kl};
 pub use norm::{layer_norm, log_softmax, rms_norm, softmax};
+pub use pool::{
+    PoolOptions, adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, global_max_pool2d, max_pool2d,
+    upsample_nearest2d,
+};
 pub use rope::{RopeScaling, rope, rope_tables};
 pub use share::{HashedLayout, hashed, noise_sum, weighted_sum};
 

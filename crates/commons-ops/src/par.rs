@@ -79,10 +79,7 @@ pub(crate) fn zip4(
     f: impl Fn(&mut [f32], &mut [f32], &mut [f32], &[f32]) + Sync + Send,
 ) {
     let work = a.len();
-    let tasks = a
-        .chunks_mut(PIECE)
-        .zip(b.chunks_mut(PIECE))
-        .zip(c.chunks_mut(PIECE))
-        .zip(d.chunks(PIECE));
+    let tasks =
+        a.chunks_mut(PIECE).zip(b.chunks_mut(PIECE)).zip(c.chunks_mut(PIECE)).zip(d.chunks(PIECE));
     each(tasks, work, |(((a, b), c), d)| f(a, b, c, d));
 }

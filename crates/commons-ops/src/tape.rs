@@ -153,8 +153,7 @@ impl Drop for Node {
 /// Which live tensors are results of recorded ops. Entries leave when the node is dropped, which
 /// candle does together with the tensor.
 fn registry() -> MutexGuard<'static, HashMap<TensorId, Weak<Node>>> {
-    static REGISTRY: LazyLock<Mutex<HashMap<TensorId, Weak<Node>>>> =
-        LazyLock::new(Mutex::default);
+    static REGISTRY: LazyLock<Mutex<HashMap<TensorId, Weak<Node>>>> = LazyLock::new(Mutex::default);
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -296,7 +295,12 @@ impl Link {
 
     /// Runs under candle's engine: gradients of `args` in order, those of parameters put aside
     /// when [`backward_by_candle`] collects them.
-    fn backward(&self, args: &[&Tensor], out: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    fn backward(
+        &self,
+        args: &[&Tensor],
+        out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<Vec<Option<Tensor>>> {
         let stash = match &self.work {
             Work::Token(stash) => stash,
             Work::Node(node, stash) => {

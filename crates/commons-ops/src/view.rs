@@ -92,10 +92,8 @@ pub(crate) fn backward(arg: &Tensor, out: &Tensor, grad: &Tensor) -> Result<(Ten
     }
     // Elements of a broadcast argument share a cell: the first takes it, whoever made the
     // broadcast adds the cells up again.
-    let taken: Vec<f64> = offsets(arg_layout)
-        .into_iter()
-        .map(|offset| std::mem::take(&mut sums[offset]))
-        .collect();
+    let taken: Vec<f64> =
+        offsets(arg_layout).into_iter().map(|offset| std::mem::take(&mut sums[offset])).collect();
     let grad = Tensor::from_vec(taken, arg.shape(), grad.device())?.to_dtype(arg.dtype())?;
     Ok((grad, true))
 }
@@ -113,10 +111,8 @@ fn span(layout: &Layout) -> Option<usize> {
 fn offsets(layout: &Layout) -> Vec<usize> {
     let mut offsets = vec![layout.start_offset()];
     for (&dim, &stride) in layout.dims().iter().zip(layout.stride()) {
-        offsets = offsets
-            .iter()
-            .flat_map(|base| (0..dim).map(move |i| base + i * stride))
-            .collect();
+        offsets =
+            offsets.iter().flat_map(|base| (0..dim).map(move |i| base + i * stride)).collect();
     }
     offsets
 }

@@ -136,13 +136,7 @@ impl Call {
         (0..tq).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(tq))
     }
 
-    fn head_forward(
-        &self,
-        head: Head<'_>,
-        row: usize,
-        mut out: Rows<'_>,
-        logs: &mut [f32],
-    ) {
+    fn head_forward(&self, head: Head<'_>, row: usize, mut out: Rows<'_>, logs: &mut [f32]) {
         let (s, o) = (self.shape, &self.options);
         let mut scratch = vec![0f32; BLOCK.min(s.tq) * s.tk];
         for block in self.blocks() {
@@ -165,7 +159,13 @@ impl Call {
     }
 
     /// `scores = scale · q kᵀ` of a block.
-    fn scores(&self, scores: &mut [f32], head: &Head<'_>, block: &Range<usize>, span: &Range<usize>) {
+    fn scores(
+        &self,
+        scores: &mut [f32],
+        head: &Head<'_>,
+        block: &Range<usize>,
+        span: &Range<usize>,
+    ) {
         let q = head.q.rows(block.clone());
         let k = head.k.rows(span.clone());
         let mut scores = mat_mut(scores, block.len(), span.len());

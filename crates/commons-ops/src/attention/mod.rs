@@ -75,9 +75,7 @@ impl Op for Attention {
             read(k, |k| {
                 read(v, |v| {
                     read(cx.out, |out| {
-                        read(cx.grad, |dout| {
-                            Ok(self.call.backward(q, k, v, out, dout, &self.logs))
-                        })
+                        read(cx.grad, |dout| Ok(self.call.backward(q, k, v, out, dout, &self.logs)))
                     })
                 })
             })

@@ -19,7 +19,8 @@ fn every_option_agrees_with_the_definition() {
     check(&[1, 6, 2, 3], &[1, 6, 2, 3], &both_ways);
     let capped = AttentionOptions { softcap: Some(1.5), scale: Some(0.7), ..causal.clone() };
     check(&[1, 5, 2, 3], &[1, 5, 1, 3], &capped);
-    let padded = AttentionOptions { key_lengths: Some(vec![3, 0, 5]), ..AttentionOptions::default() };
+    let padded =
+        AttentionOptions { key_lengths: Some(vec![3, 0, 5]), ..AttentionOptions::default() };
     check(&[3, 2, 2, 3], &[3, 5, 2, 3], &padded);
     let padded = AttentionOptions { key_lengths: Some(vec![2, 5]), window: Some(2), ..causal };
     check(&[2, 5, 2, 3], &[2, 5, 2, 3], &padded);
@@ -28,7 +29,8 @@ fn every_option_agrees_with_the_definition() {
 #[test]
 fn blocks_join_up() {
     // Longer than a block of queries, with a ragged end.
-    let (q, k, v) = (randn(1, &[2, 150, 3, 8]), randn(2, &[2, 150, 1, 8]), randn(3, &[2, 150, 1, 8]));
+    let (q, k, v) =
+        (randn(1, &[2, 150, 3, 8]), randn(2, &[2, 150, 1, 8]), randn(3, &[2, 150, 1, 8]));
     for window in [None, Some(40)] {
         let options = AttentionOptions { window, ..AttentionOptions::causal() };
         let got = attention(&q, &k, &v, &options).unwrap();

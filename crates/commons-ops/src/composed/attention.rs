@@ -30,8 +30,8 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
             let mask = Tensor::from_vec(mask, (s.b, 1, s.tq, s.tk), q.device())?
                 .broadcast_as(scores.shape())?
                 .contiguous()?;
-            let floor = Tensor::full(-1e30f32, scores.shape(), q.device())?
-                .to_dtype(scores.dtype())?;
+            let floor =
+                Tensor::full(-1e30f32, scores.shape(), q.device())?.to_dtype(scores.dtype())?;
             let p = softmax(&mask.where_cond(&scores, &floor)?)?;
             // A query that may see no key at all gets a zero row, not the mean of what is hidden.
             mask.where_cond(&p, &p.zeros_like()?)?

@@ -8,10 +8,7 @@ use candle_core::{Result, Tensor};
 /// If the shapes do not fit.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let shape = check::linear("linear", x, w, bias)?;
-    let y = x
-        .reshape((shape.rows, shape.inputs))?
-        .matmul(&w.t()?)?
-        .reshape(shape.out_dims)?;
+    let y = x.reshape((shape.rows, shape.inputs))?.matmul(&w.t()?)?.reshape(shape.out_dims)?;
     match bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),

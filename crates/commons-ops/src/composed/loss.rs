@@ -1,6 +1,6 @@
 use super::{linear, log_softmax, widen};
-use crate::loss::{LossOptions, targets_of};
 use crate::check;
+use crate::loss::{LossOptions, targets_of};
 use candle_core::{D, DType, Result, Tensor};
 
 /// [`crate::cross_entropy`] as a candle graph.
@@ -74,10 +74,7 @@ pub fn linear_kl(
 fn selection(ids: &[u32], counted: usize, like: &Tensor) -> Result<(Tensor, Tensor)> {
     let index: Vec<u32> = ids.iter().map(|&id| if id == u32::MAX { 0 } else { id }).collect();
     let share = 1.0 / counted.max(1) as f64;
-    let weight: Vec<f64> = ids
-        .iter()
-        .map(|&id| if id == u32::MAX { 0.0 } else { share })
-        .collect();
+    let weight: Vec<f64> = ids.iter().map(|&id| if id == u32::MAX { 0.0 } else { share }).collect();
     let n = ids.len();
     Ok((
         Tensor::from_vec(index, (n, 1), like.device())?,
@@ -92,7 +89,5 @@ fn weighted(row: &Tensor, weight: &Tensor) -> Result<Tensor> {
         DType::F64 => weight.clone(),
         other => weight.to_dtype(other)?,
     };
-    counted
-        .where_cond(&(row * weight)?, &row.zeros_like()?)?
-        .sum_all()
+    counted.where_cond(&(row * weight)?, &row.zeros_like()?)?.sum_all()
 }

@@ -41,8 +41,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     let wide = widen(x)?;
     let max = wide.max_keepdim(D::Minus1)?.detach();
     let e = wide.broadcast_sub(&max)?.exp()?;
-    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?
-        .to_dtype(x.dtype())
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(x.dtype())
 }
 
 /// [`crate::log_softmax`] as a candle graph.

@@ -1,12 +1,12 @@
 //! Losses over blocks of rows of logits.
 
-use super::{LossOptions, Ready, Targets};
+use super::{LossOptions, Targets};
 use crate::matmul::{mat, mat_mut, matmul};
 use crate::{norm, par, simd, tape};
 use candle_core::{Result, Tensor};
 
-/// Cells of the block of logits held at once: 32 MiB.
-const CELLS: usize = 8 << 20;
+/// Cells of the block of logits held at once: 64 MiB.
+const CELLS: usize = 16 << 20;
 
 /// A linear head whose logits are formed block by block, and its gradients.
 pub(super) struct Head {
@@ -57,11 +57,12 @@ impl Head {
         }
     }
 
-    pub fn ready(self, h: &Tensor, w: &Tensor) -> Result<Ready> {
+    /// The gradients of `h` and `w`, where wanted.
+    pub fn into_grads(self, h: &Tensor, w: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let tensor = |grad: Option<Vec<f32>>, like: &Tensor| {
             grad.map(|grad| Tensor::from_vec(grad, like.shape(), like.device())).transpose()
         };
-        Ok(Ready(vec![tensor(self.dh, h)?, tensor(self.dw, w)?]))
+        Ok(vec![tensor(self.dh, h)?, tensor(self.dw, w)?])
     }
 }
 
@@ -112,7 +113,8 @@ impl Rule {
                     }
                 }
                 let picked = row[id];
-                let mean = if uniform > 0.0 { simd::sum(row, |x| x) / row.len() as f32 } else { 0.0 };
+                let mean =
+                    if uniform > 0.0 { simd::sum(row, |x| x) / row.len() as f32 } else { 0.0 };
                 let slope = self.softcap.filter(|_| grad).map(|cap| (row.to_vec(), cap));
                 let log = match grad {
                     true => norm::softmax_in_place(row),

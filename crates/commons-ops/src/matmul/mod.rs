@@ -28,6 +28,9 @@ const HEIGHT: usize = 512;
 /// Columns of a block of `b`, likewise.
 const WIDTH: usize = 512;
 
+/// Up to this many rows a product is a few inner products per column.
+const THIN: usize = 4;
+
 /// A strided matrix to read.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
@@ -83,7 +86,8 @@ pub(crate) fn mat_mut(data: &mut [f32], rows: usize, columns: usize) -> Rows<'_>
 /// `dst = alpha · a b`, or `dst += …` if `add`, on as many threads as there are.
 pub(crate) fn matmul(mut dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
-    if m * n * k < 2 * GRAIN || (m < 2 * ROWS && n < 2 * COLUMNS) {
+    // A few rows cost as much as a tile: what takes the time then is reading `b`.
+    if m.max(ROWS) * n * k < 2 * GRAIN || (m < 2 * ROWS && n < 2 * COLUMNS) {
         return serial(&mut dst, add, a, b, alpha);
     }
     // The side is cut whose other operand is cheaper to pack twice.
@@ -106,19 +110,16 @@ pub(crate) fn matmul(mut dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alp
 }
 
 /// [`matmul`] on the calling thread; `dst` may have more columns than `b`, which are left alone.
-pub(crate) fn serial(
-    dst: &mut [&mut [f32]],
-    add: bool,
-    a: View<'_>,
-    b: View<'_>,
-    alpha: f32,
-) {
+pub(crate) fn serial(dst: &mut [&mut [f32]], add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
     thread_local! {
         static SCRATCH: RefCell<[Packed; 2]> = RefCell::default();
     }
     let (m, n, k) = (a.rows, b.columns, a.columns);
     if k == 0 && !add {
         dst.iter_mut().for_each(|row| row[..n].fill(0.0));
+    }
+    if m <= THIN && a.column_stride == 1 && b.row_stride == 1 {
+        return thin(dst, add, a, b, alpha);
     }
     let machine = simd::machine();
     let (height, width) = machine.tile();
@@ -142,6 +143,24 @@ pub(crate) fn serial(
             }
         }
     });
+}
+
+/// A product with a few rows, straight from the operands: packing would take longer than the work.
+fn thin(dst: &mut [&mut [f32]], add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
+    let k = a.columns;
+    simd::run(
+        #[inline(always)]
+        || {
+            for j in 0..b.columns {
+                let column = &b.data[j * b.column_stride..][..k];
+                for (i, row) in dst.iter_mut().enumerate() {
+                    let line = &a.data[i * a.row_stride..][..k];
+                    let sum = alpha * simd::sum2(line, column, |x, y| x * y);
+                    row[j] = if add { row[j] + sum } else { sum };
+                }
+            }
+        },
+    );
 }
 
 fn blocks(total: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
