@@ -15,11 +15,17 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !view::fused(&[a, b]) {
         return a + b;
     }
-    let sum = view::read(a, |a| {
+    let mut sum = vec![0f32; a.elem_count()];
+    let work = sum.len();
+    view::read(a, |a| {
         view::read(b, |b| {
-            let mut sum = a.to_vec();
-            par::zip2(&mut sum, b, |s, b| s.iter_mut().zip(b).for_each(|(s, b)| *s += b));
-            Ok(sum)
+            let parts = a.chunks(par::PIECE).zip(b.chunks(par::PIECE));
+            par::each(sum.chunks_mut(par::PIECE).zip(parts), work, |(sum, (a, b))| {
+                for (s, (a, b)) in sum.iter_mut().zip(a.iter().zip(b)) {
+                    *s = a + b;
+                }
+            });
+            Ok(())
         })
     })?;
     tape::record(Add, &[a, b], CpuStorage::F32(sum), a.shape())

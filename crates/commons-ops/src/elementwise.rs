@@ -389,3 +389,67 @@ impl Op for Pick {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{agree, distance, ids, randn, values};
+    use candle_core::Device;
+
+    #[test]
+    fn activations_and_gates_agree_with_the_definition() {
+        let (x, u) = (randn(1, &[3, 17]), randn(2, &[3, 17]));
+        for act in [
+            Activation::Relu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::Silu,
+            Activation::Tanh,
+            Activation::Sigmoid,
+        ] {
+            agree(&[&x], |x| activation(&x[0], act), |x| composed::activation(&x[0], act), 1e-5);
+        }
+        agree(&[&x, &u], |x| swiglu(&x[0], &x[1]), |x| composed::swiglu(&x[0], &x[1]), 1e-5);
+        agree(&[&x, &u], |x| geglu(&x[0], &x[1]), |x| composed::geglu(&x[0], &x[1]), 1e-5);
+    }
+
+    #[test]
+    fn golden_values() {
+        let x = Tensor::new(&[-2f32, -0.5, 0.0, 1.0, 3.0], &Device::Cpu).unwrap();
+        let near = |y: Tensor, want: [f64; 5]| {
+            for (y, want) in values(&y).iter().zip(want) {
+                assert!((y - want).abs() < 1e-6, "{y} {want}");
+            }
+        };
+        // PyTorch 2.15: F.gelu(x), F.gelu(x, approximate="tanh"), F.silu(x).
+        near(gelu(&x).unwrap(), [-0.0455003, -0.1542688, 0.0, 0.8413447, 2.9959502]);
+        near(gelu_tanh(&x).unwrap(), [-0.0454023, -0.1542860, 0.0, 0.8411920, 2.9963627]);
+        near(silu(&x).unwrap(), [-0.2384058, -0.1887703, 0.0, 0.7310586, 2.8577224]);
+    }
+
+    #[test]
+    fn embedding_adds_up_repeated_rows() {
+        let w = randn(1, &[5, 3]);
+        let picked = ids(&[4, 0, 4, 2]).reshape((2, 2)).unwrap();
+        agree(&[&w], |x| embedding(&x[0], &picked), |x| composed::embedding(&x[0], &picked), 1e-6);
+        let text = embedding(&w, &ids(&[5])).unwrap_err().to_string();
+        assert!(text.contains("id 5") && text.contains("[5, 3]"), "{text}");
+        assert!(embedding(&w, &w).is_err());
+    }
+
+    #[test]
+    fn nan_is_kept_by_every_activation() {
+        let x = Tensor::new(&[f32::NAN, 1.0], &Device::Cpu).unwrap();
+        for act in [Activation::Relu, Activation::Gelu, Activation::Silu, Activation::Tanh] {
+            assert!(values(&activation(&x, act).unwrap())[0].is_nan(), "{act:?}");
+        }
+    }
+
+    #[test]
+    fn strided_input() {
+        let x = randn(1, &[40, 50]);
+        let turned = x.t().unwrap();
+        let want = silu(&turned.contiguous().unwrap()).unwrap();
+        assert_eq!(distance(&silu(&turned).unwrap(), &want), 0.0);
+    }
+}

@@ -83,7 +83,7 @@ impl check::Linear {
 fn times_weight(y: &mut [f32], add: bool, x: &[f32], w: &[f32], s: Sizes, alpha: f32) {
     let x = mat(x, s.rows, s.inputs, s.inputs);
     let w = mat(w, s.outputs, s.inputs, s.inputs);
-    matmul(mat_mut(y, s.rows, s.outputs), add, x, w.transpose(), alpha);
+    matmul(mat_mut(y, s.rows, s.outputs), add, x, w.t(), alpha);
 }
 
 /// `dx (+)= alpha · dy W`.
@@ -97,7 +97,7 @@ fn input_gradient(dx: &mut [f32], add: bool, dy: &[f32], w: &[f32], s: Sizes, al
 fn weight_gradient(dw: &mut [f32], add: bool, dy: &[f32], x: &[f32], s: Sizes, alpha: f32) {
     let dy = mat(dy, s.rows, s.outputs, s.outputs);
     let x = mat(x, s.rows, s.inputs, s.inputs);
-    matmul(mat_mut(dw, s.outputs, s.inputs), add, dy.transpose(), x, alpha);
+    matmul(mat_mut(dw, s.outputs, s.inputs), add, dy.t(), x, alpha);
 }
 
 /// Adds the column sums of `rows` to `total`, in pieces of fixed size.
@@ -288,5 +288,94 @@ impl Op for Lora {
             }
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{agree, distance, randn};
+
+    const ALL: [Activation; 7] = [
+        Activation::Identity,
+        Activation::Relu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Silu,
+        Activation::Tanh,
+        Activation::Sigmoid,
+    ];
+
+    #[test]
+    fn every_activation_agrees_with_the_definition() {
+        let (x, w, b) = (randn(1, &[2, 3, 5]), randn(2, &[7, 5]), randn(3, &[7]));
+        for act in ALL {
+            agree(
+                &[&x, &w, &b],
+                |x| linear_act(&x[0], &x[1], Some(&x[2]), act),
+                |x| composed::linear_act(&x[0], &x[1], Some(&x[2]), act),
+                1e-5,
+            );
+        }
+        agree(
+            &[&x, &w],
+            |x| linear(&x[0], &x[1], None),
+            |x| composed::linear(&x[0], &x[1], None),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn lora_agrees_with_the_definition() {
+        let (x, w, bias) = (randn(1, &[4, 6]), randn(2, &[5, 6]), randn(3, &[5]));
+        let (a, b) = (randn(4, &[2, 6]), randn(5, &[5, 2]));
+        agree(
+            &[&x, &w, &a, &b, &bias],
+            |x| lora_linear(&x[0], &x[1], Some(&x[4]), &x[2], &x[3], 0.5),
+            |x| composed::lora_linear(&x[0], &x[1], Some(&x[4]), &x[2], &x[3], 0.5),
+            1e-5,
+        );
+        agree(
+            &[&x, &w, &a, &b],
+            |x| lora_linear(&x[0], &x[1], None, &x[2], &x[3], -2.0),
+            |x| composed::lora_linear(&x[0], &x[1], None, &x[2], &x[3], -2.0),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn trailing_dimensions_are_joined_and_strides_read() {
+        let (x, w) = (randn(1, &[2, 3, 4, 5]), randn(2, &[7, 20]));
+        let joined = x.reshape((2, 3, 20)).unwrap();
+        let got = linear(&x, &w, None).unwrap();
+        assert_eq!(got.dims(), [2, 3, 7]);
+        assert_eq!(distance(&got, &linear(&joined, &w, None).unwrap()), 0.0);
+        let turned = joined.t().unwrap().contiguous().unwrap().t().unwrap();
+        assert_eq!(distance(&linear(&turned, &w, None).unwrap(), &got), 0.0);
+    }
+
+    #[test]
+    fn large_products_agree_too() {
+        let (x, w) = (randn(1, &[130, 300]), randn(2, &[270, 300]));
+        agree_values(&x, &w);
+        let (x, w) = (randn(1, &[1, 300]), randn(2, &[1, 300]));
+        agree_values(&x, &w);
+    }
+
+    fn agree_values(x: &Tensor, w: &Tensor) {
+        let wide = |x: &Tensor| x.to_dtype(candle_core::DType::F64).unwrap();
+        let want = composed::linear(&wide(x), &wide(w), None).unwrap();
+        assert!(distance(&linear(x, w, None).unwrap(), &want) < 1e-5);
+    }
+
+    #[test]
+    fn misfits_name_the_op_and_both_shapes() {
+        let (x, w) = (randn(1, &[2, 4]), randn(2, &[3, 5]));
+        let text = linear(&x, &w, None).unwrap_err().to_string();
+        assert!(text.contains("linear") && text.contains("[2, 4]") && text.contains("[3, 5]"));
+        let text = linear(&randn(1, &[2, 5]), &w, Some(&randn(3, &[4]))).unwrap_err().to_string();
+        assert!(text.contains("bias [4]"));
+        let bad = lora_linear(&randn(1, &[2, 5]), &w, None, &randn(1, &[2, 5]), &w, 1.0);
+        assert!(bad.unwrap_err().to_string().contains("adapters"));
     }
 }

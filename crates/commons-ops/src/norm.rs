@@ -344,3 +344,74 @@ impl Softmax {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{agree, distance, randn, values};
+
+    #[test]
+    fn norms_agree_with_the_definition() {
+        for dims in [&[2usize, 3, 5][..], &[4, 37]] {
+            let width = dims[dims.len() - 1];
+            let (x, g, b) = (randn(1, dims), randn(2, &[width]), randn(3, &[width]));
+            agree(
+                &[&x, &g],
+                |x| rms_norm(&x[0], &x[1], 1e-5),
+                |x| composed::rms_norm(&x[0], &x[1], 1e-5),
+                1e-5,
+            );
+            agree(
+                &[&x, &g, &b],
+                |x| layer_norm(&x[0], &x[1], Some(&x[2]), 1e-5),
+                |x| composed::layer_norm(&x[0], &x[1], Some(&x[2]), 1e-5),
+                2e-5,
+            );
+            agree(
+                &[&x, &g],
+                |x| layer_norm(&x[0], &x[1], None, 1e-5),
+                |x| composed::layer_norm(&x[0], &x[1], None, 1e-5),
+                2e-5,
+            );
+        }
+    }
+
+    #[test]
+    fn softmax_and_its_logarithm_agree_with_the_definition() {
+        let x = randn(1, &[2, 3, 19]);
+        agree(&[&x], |x| softmax(&x[0]), |x| composed::softmax(&x[0]), 1e-5);
+        agree(&[&x], |x| log_softmax(&x[0]), |x| composed::log_softmax(&x[0]), 1e-5);
+    }
+
+    #[test]
+    fn many_rows_on_many_threads() {
+        let (x, g) = (randn(1, &[700, 129]), randn(2, &[129]));
+        let want = composed::rms_norm(&x, &g, 1e-6).unwrap();
+        assert!(distance(&rms_norm(&x, &g, 1e-6).unwrap(), &want) < 1e-5);
+        let sums = values(&softmax(&x).unwrap().sum(1).unwrap());
+        assert!(sums.iter().all(|s| (s - 1.0).abs() < 1e-5));
+    }
+
+    #[test]
+    fn large_numbers_do_not_overflow_and_nan_stays() {
+        let x = Tensor::new(&[[1e4f32, 0.0, -1e4], [f32::NAN, 0.0, 1.0]], x_device()).unwrap();
+        let y = values(&softmax(&x).unwrap());
+        assert_eq!(&y[..3], &[1.0, 0.0, 0.0]);
+        assert!(y[3..].iter().all(|y| y.is_nan()));
+        assert_eq!(values(&log_softmax(&x).unwrap())[2], -2e4);
+        assert!(
+            values(&rms_norm(&x, &randn(1, &[3]), 1e-5).unwrap())[3..].iter().all(|y| y.is_nan())
+        );
+    }
+
+    fn x_device() -> &'static candle_core::Device {
+        &candle_core::Device::Cpu
+    }
+
+    #[test]
+    fn misfits_name_the_op_and_both_shapes() {
+        let text = rms_norm(&randn(1, &[2, 3]), &randn(1, &[4]), 1e-5).unwrap_err().to_string();
+        assert!(text.contains("rms_norm") && text.contains("[4]") && text.contains("[2, 3]"));
+        assert!(softmax(&Tensor::new(1f32, x_device()).unwrap()).is_err());
+    }
+}

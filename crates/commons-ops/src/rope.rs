@@ -173,3 +173,76 @@ impl Op for Turn {
         cx.give_vec(0, dx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{agree, distance, randn, values};
+
+    #[test]
+    fn rotation_agrees_with_the_definition() {
+        let x = randn(1, &[2, 5, 3, 8]);
+        let (cos, sin) = rope_tables(3..8, 8, 10_000.0, RopeScaling::None).unwrap();
+        agree(
+            &[&x],
+            |x| rope(&x[0], &cos, &sin),
+            |x| {
+                let kind = x[0].dtype();
+                composed::rope(&x[0], &cos.to_dtype(kind)?, &sin.to_dtype(kind)?)
+            },
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn rotation_keeps_lengths_and_relative_angles() {
+        let (q, k) = (randn(1, &[1, 1, 1, 64]), randn(2, &[1, 1, 1, 64]));
+        let at = |x: &Tensor, p: usize| {
+            let (cos, sin) = rope_tables(p..p + 1, 64, 10_000.0, RopeScaling::None).unwrap();
+            rope(x, &cos, &sin).unwrap()
+        };
+        let dot = |a: &Tensor, b: &Tensor| -> f64 {
+            values(a).iter().zip(values(b)).map(|(a, b)| a * b).sum()
+        };
+        assert!((dot(&at(&q, 77), &at(&q, 77)) - dot(&q, &q)).abs() < 1e-3);
+        assert!((dot(&at(&q, 9), &at(&k, 2)) - dot(&at(&q, 107), &at(&k, 100))).abs() < 1e-3);
+    }
+
+    #[test]
+    fn scaling_of_llama3_keeps_fast_and_slows_slow_frequencies() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        let angle = |scaling| {
+            let (cos, sin) = rope_tables(1..2, 128, 500_000.0, scaling).unwrap();
+            let pairs = values(&cos).into_iter().zip(values(&sin));
+            pairs.map(|(c, s)| s.atan2(c)).collect::<Vec<_>>()
+        };
+        let (plain, scaled) = (angle(RopeScaling::None), angle(scaling));
+        assert!((scaled[0] - plain[0]).abs() < 1e-7);
+        assert!((scaled[63] / plain[63] - 0.125).abs() < 1e-4);
+        let linear = angle(RopeScaling::Linear { factor: 2.0 });
+        assert!((linear[5] / plain[5] - 0.5).abs() < 1e-6);
+        assert!(scaled[32] < plain[32] && scaled[32] > plain[32] / 8.0);
+    }
+
+    #[test]
+    fn long_sequences_on_many_threads() {
+        let x = randn(1, &[3, 300, 4, 16]);
+        let (cos, sin) = rope_tables(0..300, 16, 10_000.0, RopeScaling::None).unwrap();
+        let want = composed::rope(&x, &cos, &sin).unwrap();
+        assert!(distance(&rope(&x, &cos, &sin).unwrap(), &want) < 1e-6);
+    }
+
+    #[test]
+    fn misfits_are_refused() {
+        let (cos, sin) = rope_tables(0..4, 8, 1e4, RopeScaling::None).unwrap();
+        let text = rope(&randn(1, &[1, 5, 2, 8]), &cos, &sin).unwrap_err().to_string();
+        assert!(text.contains("rope") && text.contains("[4, 4]") && text.contains("[1, 5, 2, 8]"));
+        assert!(rope_tables(0..4, 7, 1e4, RopeScaling::None).is_err());
+        assert!(rope_tables(0..4, 8, 1e4, RopeScaling::Linear { factor: 0.0 }).is_err());
+    }
+}

@@ -4,6 +4,7 @@
 //! the machine has. Loops keep their sums in [`LANES`] separate accumulators and use no fused
 //! multiply-add, so every level gives the same bits.
 
+use crate::matmul::kernel::{Block, Tiled};
 use pulp::{Scalar, Simd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -65,17 +66,109 @@ fn detected() -> Isa {
     })
 }
 
+/// The instruction set kernels are to use.
+#[derive(Clone, Copy)]
+pub(crate) struct Machine(Isa);
+
+/// The best allowed instruction set.
+pub(crate) fn machine() -> Machine {
+    let limit = LIMIT.load(Ordering::Relaxed);
+    Machine(match detected() {
+        #[cfg(target_arch = "x86_64")]
+        Isa::V4(_, v3) if limit == Level::Avx2 as u8 => Isa::V3(v3),
+        _ if limit == Level::Plain as u8 => Isa::Plain,
+        isa => isa,
+    })
+}
+
+impl Machine {
+    /// Rows and columns of a tile of the matrix product.
+    pub fn tile(self) -> (usize, usize) {
+        match self.0 {
+            Isa::Plain => (4, 8),
+            #[cfg(target_arch = "x86_64")]
+            Isa::V3(_) => (4, 16),
+            #[cfg(target_arch = "x86_64")]
+            Isa::V4(_, _) => (8, 32),
+        }
+    }
+
+    /// Runs a block of a matrix product, packed for [`Self::tile`].
+    pub fn run(self, block: Block<'_, '_>) {
+        match self.0 {
+            Isa::Plain => Simd::vectorize(Scalar, Tiled::<4, 8>(block)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::V3(v3) => Simd::vectorize(v3, Tiled::<4, 2>(block)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::V4(v4, _) => Simd::vectorize(v4, Tiled::<8, 2>(block)),
+        }
+    }
+
+    /// Runs `f` on a function that swaps the rows and columns of a square.
+    #[inline(always)]
+    pub fn with_transpose(self, f: impl WithTranspose) {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::V4(v4, _) => v4.vectorize(
+                #[inline(always)]
+                || {
+                    f.call(
+                        #[inline(always)]
+                        |square| transpose_v4(v4, square),
+                    )
+                },
+            ),
+            #[cfg(target_arch = "x86_64")]
+            Isa::V3(v3) => v3.vectorize(
+                #[inline(always)]
+                || f.call(transpose_plain),
+            ),
+            Isa::Plain => f.call(transpose_plain),
+        }
+    }
+}
+
+/// Rows of a block of a matrix.
+pub(crate) type Square = [[f32; LANES]; LANES];
+
+/// Code that needs a transpose.
+pub(crate) trait WithTranspose {
+    fn call(self, transpose: impl Fn(Square) -> Square);
+}
+
+#[inline(always)]
+fn transpose_plain(old: Square) -> Square {
+    std::array::from_fn(|i| std::array::from_fn(|j| old[j][i]))
+}
+
+/// Four rounds in which row `i` is riffled with row `i + 8`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn transpose_v4(v4: pulp::x86::V4, mut square: Square) -> Square {
+    const LOW: [u32; LANES] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23];
+    const HIGH: [u32; LANES] = [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31];
+    for _ in 0..4 {
+        let old = square;
+        for i in 0..LANES / 2 {
+            let (a, b) = (pulp::cast(old[i]), pulp::cast(old[i + LANES / 2]));
+            let (low, high) = (pulp::cast(LOW), pulp::cast(HIGH));
+            square[2 * i] = pulp::cast(v4.avx512f._mm512_permutex2var_ps(a, low, b));
+            square[2 * i + 1] = pulp::cast(v4.avx512f._mm512_permutex2var_ps(a, high, b));
+        }
+    }
+    square
+}
+
 /// Runs `f`, compiled for the best allowed instruction set. `f` and what it calls must be
 /// `#[inline(always)]` to profit.
 #[inline(always)]
 pub(crate) fn run<R>(f: impl FnOnce() -> R) -> R {
-    let limit = LIMIT.load(Ordering::Relaxed);
-    match detected() {
+    match machine().0 {
         #[cfg(target_arch = "x86_64")]
-        Isa::V4(v4, _) if limit >= Level::Avx512 as u8 => Simd::vectorize(v4, f),
+        Isa::V4(v4, _) => Simd::vectorize(v4, f),
         #[cfg(target_arch = "x86_64")]
-        Isa::V4(_, v3) | Isa::V3(v3) if limit >= Level::Avx2 as u8 => Simd::vectorize(v3, f),
-        _ => Simd::vectorize(Scalar, f),
+        Isa::V3(v3) => Simd::vectorize(v3, f),
+        Isa::Plain => Simd::vectorize(Scalar, f),
     }
 }
 

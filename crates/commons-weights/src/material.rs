@@ -119,7 +119,10 @@ fn named_text(source: &str) -> Result<String> {
         let [file] = &files[..] else {
             return Err(Error::config(
                 source,
-                format!("{} of the files of `{name}` match: write `name:part` so that one does", files.len()),
+                format!(
+                    "{} of the files of `{name}` match: write `name:part` so that one does",
+                    files.len()
+                ),
             ));
         };
         path = file.clone();

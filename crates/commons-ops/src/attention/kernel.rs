@@ -2,9 +2,8 @@
 //! in a scratch buffer as wide as the keys the block can see.
 
 use super::{AttentionOptions, Shape};
-use crate::matmul::{mat, mat_mut, serial};
+use crate::matmul::{Rows, View, mat, mat_mut, serial};
 use crate::{par, simd};
-use faer::{MatMut, MatRef};
 use std::ops::Range;
 
 /// Query rows handled at once.
@@ -19,9 +18,9 @@ pub(super) struct Call {
 /// Views of one head of one batch row.
 #[derive(Clone, Copy)]
 struct Head<'a> {
-    q: MatRef<'a, f32>,
-    k: MatRef<'a, f32>,
-    v: MatRef<'a, f32>,
+    q: View<'a>,
+    k: View<'a>,
+    v: View<'a>,
 }
 
 impl Call {
@@ -137,7 +136,7 @@ impl Call {
         (0..tq).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(tq))
     }
 
-    fn head_forward(&self, head: Head<'_>, row: usize, mut out: MatMut<'_, f32>, logs: &mut [f32]) {
+    fn head_forward(&self, head: Head<'_>, row: usize, mut out: Rows<'_>, logs: &mut [f32]) {
         let (s, o) = (self.shape, &self.options);
         let mut scratch = vec![0f32; BLOCK.min(s.tq) * s.tk];
         for block in self.blocks() {
@@ -154,8 +153,8 @@ impl Call {
                 logs[i] = soften(line, seen, o.softcap);
             }
             let p = mat(scores, rows, width, width);
-            let v = head.v.subrows(span.start, width);
-            serial(out.as_mut().subrows_mut(block.start, rows), false, p, v, 1.0);
+            let v = head.v.rows(span.clone());
+            serial(&mut out[block], false, p, v, 1.0);
         }
     }
 
@@ -167,10 +166,10 @@ impl Call {
         block: &Range<usize>,
         span: &Range<usize>,
     ) {
-        let q = head.q.subrows(block.start, block.len());
-        let k = head.k.subrows(span.start, span.len());
-        let scores = mat_mut(scores, block.len(), span.len());
-        serial(scores, false, q, k.transpose(), self.shape.scale);
+        let q = head.q.rows(block.clone());
+        let k = head.k.rows(span.clone());
+        let mut scores = mat_mut(scores, block.len(), span.len());
+        serial(&mut scores, false, q, k.t(), self.shape.scale);
     }
 
     /// Writes the gradient of the head's queries to `dq`; returns those of its keys and values.
@@ -178,10 +177,10 @@ impl Call {
         &self,
         head: Head<'_>,
         row: usize,
-        dout: MatRef<'_, f32>,
+        dout: View<'_>,
         logs: &[f32],
         along: &[f32],
-        mut dq: MatMut<'_, f32>,
+        mut dq: Rows<'_>,
     ) -> (Vec<f32>, Vec<f32>) {
         let (s, o) = (self.shape, &self.options);
         let (mut dk, mut dv) = (vec![0f32; s.tk * s.d], vec![0f32; s.tk * s.d]);
@@ -194,23 +193,23 @@ impl Call {
             }
             let (rows, width) = (block.len(), span.len());
             let (p, dp) = (&mut p[..rows * width], &mut dp[..rows * width]);
-            let dout = dout.subrows(block.start, rows);
-            let v = head.v.subrows(span.start, width);
+            let dout = dout.rows(block.clone());
+            let v = head.v.rows(span.clone());
             self.scores(p, &head, &block, &span);
-            serial(mat_mut(dp, rows, width), false, dout, v.transpose(), 1.0);
+            serial(&mut mat_mut(dp, rows, width), false, dout, v.t(), 1.0);
             let lines = p.chunks_exact_mut(width).zip(dp.chunks_exact_mut(width));
             for ((p, dp), i) in lines.zip(block.clone()) {
                 let seen = within(s.visible(o, row, i), &span);
                 soften_backward(p, dp, seen, logs[i], along[i], o.softcap);
             }
             let (p, ds) = (mat(p, rows, width, width), mat(dp, rows, width, width));
-            let (q, k) = (head.q.subrows(block.start, rows), head.k.subrows(span.start, width));
-            serial(dq.as_mut().subrows_mut(block.start, rows), false, ds, k, s.scale);
+            let (q, k) = (head.q.rows(block.clone()), head.k.rows(span.clone()));
+            serial(&mut dq[block], false, ds, k, s.scale);
             let keys = span.start * s.d..span.end * s.d;
-            let dk = mat_mut(&mut dk[keys.clone()], width, s.d);
-            serial(dk, true, ds.transpose(), q, s.scale);
-            let dv = mat_mut(&mut dv[keys], width, s.d);
-            serial(dv, true, p.transpose(), dout, 1.0);
+            let mut dk = mat_mut(&mut dk[keys.clone()], width, s.d);
+            serial(&mut dk, true, ds.t(), q, s.scale);
+            let mut dv = mat_mut(&mut dv[keys], width, s.d);
+            serial(&mut dv, true, p.t(), dout, 1.0);
         }
         (dk, dv)
     }
@@ -272,21 +271,16 @@ fn soften_backward(
 }
 
 /// One head of one batch row of `x [b, t, h, d]`, `[t, d]`.
-fn head_of(x: &[f32], t: usize, width: usize, row: usize, h: usize, d: usize) -> MatRef<'_, f32> {
+fn head_of(x: &[f32], t: usize, width: usize, row: usize, h: usize, d: usize) -> View<'_> {
     let batch = &x[row * t * width..(row + 1) * t * width];
-    mat(batch, t, width, width).subcols(h * d, d)
+    mat(batch, t, width, width).columns(h * d..(h + 1) * d)
 }
 
 /// The heads of every batch row of `x [b, t, h, d]`, batch row by batch row.
-fn split_heads(x: &mut [f32], b: usize, t: usize, h: usize, d: usize) -> Vec<MatMut<'_, f32>> {
-    let mut heads = Vec::with_capacity(b * h);
-    for batch in x.chunks_mut(t * h * d) {
-        let mut rest = mat_mut(batch, t, h * d);
-        for _ in 0..h {
-            let (head, others) = rest.split_at_col_mut(d);
-            heads.push(head);
-            rest = others;
-        }
+fn split_heads(x: &mut [f32], b: usize, t: usize, h: usize, d: usize) -> Vec<Rows<'_>> {
+    let mut heads: Vec<Rows<'_>> = (0..b * h).map(|_| Vec::with_capacity(t)).collect();
+    for (at, line) in x.chunks_exact_mut(d).enumerate() {
+        heads[at / (t * h) * h + at % h].push(line);
     }
     heads
 }
@@ -296,11 +290,9 @@ fn within(range: Range<usize>, span: &Range<usize>) -> Range<usize> {
     range.start.max(span.start) - span.start..range.end.max(span.start) - span.start
 }
 
-fn add_to(dst: &mut MatMut<'_, f32>, src: &[f32]) {
-    let width = dst.ncols();
-    for (i, line) in src.chunks_exact(width).enumerate() {
-        if let Some(row) = dst.as_mut().row_mut(i).try_as_row_major_mut() {
-            row.as_slice_mut().iter_mut().zip(line).for_each(|(d, s)| *d += s);
-        }
+fn add_to(dst: &mut Rows<'_>, src: &[f32]) {
+    let width = dst.first().map_or(1, |row| row.len());
+    for (row, line) in dst.iter_mut().zip(src.chunks_exact(width)) {
+        row.iter_mut().zip(line).for_each(|(d, s)| *d += s);
     }
 }

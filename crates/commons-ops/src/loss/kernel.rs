@@ -1,12 +1,12 @@
 //! Losses over blocks of rows of logits.
 
-use super::{LossOptions, Ready, Targets};
+use super::{LossOptions, Targets};
 use crate::matmul::{mat, mat_mut, matmul};
 use crate::{norm, par, simd, tape};
 use candle_core::{Result, Tensor};
 
-/// Cells of the block of logits held at once: 32 MiB.
-const CELLS: usize = 8 << 20;
+/// Cells of the block of logits held at once: 64 MiB.
+const CELLS: usize = 16 << 20;
 
 /// A linear head whose logits are formed block by block, and its gradients.
 pub(super) struct Head {
@@ -38,7 +38,7 @@ impl Head {
         let mut scores = vec![0f32; rows * self.vocab];
         let h = mat(h, rows, self.width, self.width);
         let w = mat(w, self.vocab, self.width, self.width);
-        matmul(mat_mut(&mut scores, rows, self.vocab), false, h, w.transpose(), 1.0);
+        matmul(mat_mut(&mut scores, rows, self.vocab), false, h, w.t(), 1.0);
         scores
     }
 
@@ -53,15 +53,16 @@ impl Head {
         }
         if let Some(dw) = &mut self.dw {
             let h = mat(h, rows, self.width, self.width);
-            matmul(mat_mut(dw, self.vocab, self.width), index > 0, d.transpose(), h, 1.0);
+            matmul(mat_mut(dw, self.vocab, self.width), index > 0, d.t(), h, 1.0);
         }
     }
 
-    pub fn ready(self, h: &Tensor, w: &Tensor) -> Result<Ready> {
+    /// The gradients of `h` and `w`, where wanted.
+    pub fn into_grads(self, h: &Tensor, w: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let tensor = |grad: Option<Vec<f32>>, like: &Tensor| {
             grad.map(|grad| Tensor::from_vec(grad, like.shape(), like.device())).transpose()
         };
-        Ok(Ready(vec![tensor(self.dh, h)?, tensor(self.dw, w)?]))
+        Ok(vec![tensor(self.dh, h)?, tensor(self.dw, w)?])
     }
 }
 

@@ -5,6 +5,7 @@ use crate::view::{fused, read};
 use crate::{check, composed};
 use candle_core::{DType, Result, Tensor, bail};
 use kernel::{Head, Rule, kl_rows};
+use std::sync::{Mutex, PoisonError};
 
 mod kernel;
 #[cfg(test)]
@@ -31,17 +32,16 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, label_smoothing: f32) ->
     }
     let (rows, vocab) = check::matrix("cross_entropy", "logits", logits)?;
     let targets = targets_of("cross_entropy", targets, rows, vocab)?;
-    let options = LossOptions { label_smoothing, softcap: None };
-    let rule = Rule::new(&options, vocab, &targets);
-    let grad = tape::tracking(&[logits]);
-    let mut scores = read(logits, |x| Ok(x.to_vec()))?;
-    let loss = rule.rows(&mut scores, &targets.ids, grad);
-    let found = if grad {
-        vec![Some(Tensor::from_vec(scores, (rows, vocab), logits.device())?)]
-    } else {
-        vec![]
+    let rule = Rule::new(&LossOptions { label_smoothing, softcap: None }, vocab, &targets);
+    let compute = move |args: &[Tensor]| {
+        let logits = &args[0];
+        let wanted = tape::tracking(&[logits]);
+        let mut scores = read(logits, |x| Ok(x.to_vec()))?;
+        let loss = rule.rows(&mut scores, &targets.ids, wanted);
+        let grad = || Tensor::from_vec(scores, logits.shape(), logits.device());
+        Ok((loss, vec![wanted.then(grad).transpose()?]))
     };
-    tape::record_f32(Ready(found), &[logits], vec![loss as f32], ())
+    Ready::record(compute, &[logits])
 }
 
 /// Cross-entropy of the logits `h Wᵀ` without holding them: `h [.., hidden]`, `w [vocab, hidden]`,
@@ -68,21 +68,24 @@ pub fn linear_cross_entropy(
     let vocab = w.dims()[0];
     let targets = targets_of("linear_cross_entropy", targets, shape.rows, vocab)?;
     let rule = Rule::new(options, vocab, &targets);
-    let mut head = Head::new(h, w, vocab, shape.inputs);
-    let mut loss = 0.0;
-    read(h, |h_all| {
-        read(w, |w| {
-            let width = shape.inputs.max(1);
-            let pieces = h_all.chunks(head.block * width).zip(targets.ids.chunks(head.block));
-            for (i, (h, ids)) in pieces.enumerate() {
-                let mut scores = head.scores(h, w);
-                loss += rule.rows(&mut scores, ids, head.tracks());
-                head.gradients(i, &scores, h, w);
-            }
-            Ok(())
-        })
-    })?;
-    tape::record_f32(head.ready(h, w)?, &[h, w], vec![loss as f32], ())
+    let width = shape.inputs.max(1);
+    let compute = move |args: &[Tensor]| {
+        let mut head = Head::new(&args[0], &args[1], vocab, width);
+        let mut loss = 0.0;
+        read(&args[0], |all| {
+            read(&args[1], |w| {
+                let pieces = all.chunks(head.block * width).zip(targets.ids.chunks(head.block));
+                for (i, (h, ids)) in pieces.enumerate() {
+                    let mut scores = head.scores(h, w);
+                    loss += rule.rows(&mut scores, ids, head.tracks());
+                    head.gradients(i, &scores, h, w);
+                }
+                Ok(())
+            })
+        })?;
+        Ok((loss, head.into_grads(&args[0], &args[1])?))
+    };
+    Ready::record(compute, &[h, w])
 }
 
 /// Distillation loss `temperature² · KL(teacher ‖ student)` of the distributions
@@ -113,48 +116,76 @@ pub fn linear_kl(
         None => Targets { ids: vec![0; rows], counted: rows },
     };
     let (ds, dt) = (w_student.dims()[1].max(1), w_teacher.dims()[1].max(1));
-    let mut head = Head::new(h_student, w_student, vocab, ds);
-    let teacher = Head::new(&h_teacher.detach(), &w_teacher.detach(), vocab, dt);
+    let (h_teacher, w_teacher) = (h_teacher.detach(), w_teacher.detach());
     let share = 1.0 / targets.counted.max(1) as f32;
-    let mut loss = 0.0;
-    read(h_student, |hs| {
-        read(w_student, |ws| {
-            read(h_teacher, |ht| {
-                read(w_teacher, |wt| {
-                    let pieces = hs.chunks(head.block * ds).zip(ht.chunks(head.block * dt));
-                    for (i, ((hs, ht), ids)) in
-                        pieces.zip(targets.ids.chunks(head.block)).enumerate()
-                    {
-                        let mut student = head.scores(hs, ws);
-                        let mut scores = teacher.scores(ht, wt);
-                        loss += kl_rows(&mut student, &mut scores, ids, temperature, share);
-                        head.gradients(i, &student, hs, ws);
-                    }
-                    Ok(())
+    let compute = move |args: &[Tensor]| {
+        let (h, w) = (&args[0], &args[1]);
+        let mut student = Head::new(h, w, vocab, ds);
+        let teacher = Head::new(&h_teacher, &w_teacher, vocab, dt);
+        let block = student.block;
+        let mut loss = 0.0;
+        let mut run = |hs: &[f32], ws: &[f32], ht: &[f32], wt: &[f32]| {
+            let pieces = hs.chunks(block * ds).zip(ht.chunks(block * dt));
+            for (i, ((hs, ht), ids)) in pieces.zip(targets.ids.chunks(block)).enumerate() {
+                let mut scores = student.scores(hs, ws);
+                let mut goal = teacher.scores(ht, wt);
+                loss += kl_rows(&mut scores, &mut goal, ids, temperature, share);
+                student.gradients(i, &scores, hs, ws);
+            }
+        };
+        read(h, |hs| {
+            read(w, |ws| {
+                read(&h_teacher, |ht| {
+                    read(&w_teacher, |wt| {
+                        run(hs, ws, ht, wt);
+                        Ok(())
+                    })
                 })
             })
-        })
-    })?;
-    let ready = head.ready(h_student, w_student)?;
-    tape::record_f32(ready, &[h_student, w_student], vec![loss as f32], ())
+        })?;
+        Ok((loss, student.into_grads(h, w)?))
+    };
+    Ready::record(compute, &[h_student, w_student])
 }
 
-/// Gradients of a loss's arguments, computed along with it for a loss gradient of 1.
-struct Ready(Vec<Option<Tensor>>);
+/// A loss whose gradients were computed along with it, for a loss gradient of 1.
+struct Ready<F> {
+    /// Taken by the first backward pass, so that the engine may add to them in place.
+    grads: Mutex<Option<Vec<Option<Tensor>>>>,
+    /// Computes them again for a second pass over the same graph.
+    again: F,
+}
 
-impl Op for Ready {
+impl<F: Fn(&[Tensor]) -> Result<Computed> + Send + Sync + 'static> Ready<F> {
+    /// Records the loss that `compute` gives for `args`.
+    fn record(compute: F, args: &[&Tensor]) -> Result<Tensor> {
+        let owned: Vec<Tensor> = args.iter().map(|&arg| arg.clone()).collect();
+        let (loss, grads) = compute(&owned)?;
+        let op = Self { grads: Mutex::new(Some(grads)), again: compute };
+        tape::record_f32(op, args, vec![loss as f32], ())
+    }
+}
+
+/// A loss and the gradients of those arguments that want one.
+type Computed = (f64, Vec<Option<Tensor>>);
+
+impl<F: Fn(&[Tensor]) -> Result<Computed> + Send + Sync + 'static> Op for Ready<F> {
     fn name(&self) -> &'static str {
         "loss"
     }
 
     fn backward(&self, cx: &mut Cx<'_>) -> Result<()> {
         let factor: f32 = cx.grad.flatten_all()?.get(0)?.to_scalar()?;
-        for (i, grad) in self.0.iter().enumerate() {
-            let Some(grad) = grad else { continue };
-            if factor == 1.0 {
-                cx.share(i, grad.clone())?;
-            } else {
-                cx.give(i, (grad * f64::from(factor))?)?;
+        let taken = self.grads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let grads = match taken {
+            Some(grads) => grads,
+            None => (self.again)(cx.args)?.1,
+        };
+        for (i, grad) in grads.into_iter().enumerate() {
+            match grad {
+                Some(grad) if factor == 1.0 => cx.give(i, grad)?,
+                Some(grad) => cx.give(i, (grad * f64::from(factor))?)?,
+                None => {}
             }
         }
         Ok(())

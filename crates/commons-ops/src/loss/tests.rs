@@ -40,7 +40,7 @@ fn linear_cross_entropy_agrees_with_the_definition() {
 
 #[test]
 fn blocks_of_logits_join_up() {
-    // 300 rows of 60 000 logits take three blocks.
+    // 300 rows of 60 000 logits take two blocks.
     let (h, w) = (randn(1, &[300, 4]), Var::from_tensor(&randn(2, &[60_000, 4])).unwrap());
     let h = Var::from_tensor(&h).unwrap();
     let targets: Vec<u32> = (0..300).map(|i| i * 199).collect();
@@ -115,4 +115,13 @@ fn a_scaled_loss_has_scaled_gradients() {
     let thrice = backward(&crate::scale(&loss(), 3.0).unwrap()).unwrap();
     let want = (once.get(&w).unwrap() * 3.0).unwrap();
     assert!(distance(thrice.get(&w).unwrap(), &want) < 1e-6);
+}
+
+#[test]
+fn a_second_backward_pass_gives_the_same() {
+    let w = Var::from_tensor(&randn(1, &[4, 3])).unwrap();
+    let loss = linear_cross_entropy(&randn(2, &[2, 3]), &w, &ids(&[1, 2]), &LossOptions::default());
+    let loss = loss.unwrap();
+    let (once, twice) = (backward(&loss).unwrap(), backward(&loss).unwrap());
+    assert_eq!(distance(twice.get(&w).unwrap(), once.get(&w).unwrap()), 0.0);
 }

@@ -1,5 +1,5 @@
 use super::{Optimizer, check};
-use crate::{par, view};
+use crate::{par, simd, view};
 use candle_core::{Result, Tensor, Var};
 
 /// Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
@@ -61,7 +61,12 @@ impl Optimizer for AdamW {
                 view::write(param, |p| {
                     view::write(&state.mean, |m| {
                         view::write(&state.square, |v| {
-                            par::zip4(p, m, v, g, |p, m, v, g| step.run(p, m, v, g));
+                            par::zip4(p, m, v, g, |p, m, v, g| {
+                                simd::run(
+                                    #[inline(always)]
+                                    || step.run(p, m, v, g),
+                                );
+                            });
                             Ok(())
                         })
                     })
