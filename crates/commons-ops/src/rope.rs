@@ -63,7 +63,7 @@ pub fn rope_tables(
     theta: f64,
     scaling: RopeScaling,
 ) -> Result<(Tensor, Tensor)> {
-    if head_dim % 2 != 0 {
+    if !head_dim.is_multiple_of(2) {
         bail!("rope_tables: head_dim {head_dim} must be even")
     }
     let factor = match scaling {

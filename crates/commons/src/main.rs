@@ -3,6 +3,7 @@
 
 mod cli;
 mod config;
+mod embedded;
 mod error;
 mod evidence;
 mod model;
@@ -16,5 +17,6 @@ mod work;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    embedded::register();
     cli::main()
 }

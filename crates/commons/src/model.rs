@@ -59,9 +59,6 @@ impl<'a> Sources<'a> {
 pub fn load(app: &App, name: &str) -> Result<Loaded> {
     let task = app.progress.task("loading", 0);
     task.update(0, name);
-    if name == EMBEDDED && !Path::new(name).exists() {
-        return Err(Failure::failed("the embedded model is not in this build"));
-    }
     let path = Sources::new(app).model(name)?;
     Ok(Loaded::open(&path)?)
 }

@@ -62,13 +62,6 @@ impl Progress {
         self.start(name, total, "{prefix:>10} {bar:16.cyan/dim} {pos}/{len} {wide_msg}")
     }
 
-    /// A task measured in bytes.
-    pub fn transfer(&self, name: &str, total: u64) -> Task {
-        let template =
-            "{prefix} {bar:16.cyan/dim} {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}";
-        self.start(name, total, template)
-    }
-
     fn start(&self, name: &str, total: u64, template: &str) -> Task {
         let now = Instant::now();
         let bar = match self {

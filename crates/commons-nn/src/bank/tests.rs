@@ -109,10 +109,10 @@ fn gradients_match_finite_differences_for_every_kind() {
         for stored in entry.reads(name) {
             let var = bank.stored_var(stored).unwrap();
             let grad =
-                flat(&grads.get(var).unwrap_or_else(|| panic!("{name}: {stored} has no gradient")));
+                flat(grads.get(var).unwrap_or_else(|| panic!("{name}: {stored} has no gradient")));
             let values = flat(var);
             for i in (0..values.len()).step_by(7) {
-                let mut at = |delta: f32| -> f64 {
+                let at = |delta: f32| -> f64 {
                     let mut moved = values.clone();
                     moved[i] += delta;
                     var.set(&Tensor::from_vec(moved, var.dims(), &Device::Cpu).unwrap()).unwrap();
@@ -156,7 +156,7 @@ fn a_tied_weight_is_one_leaf_whose_gradient_adds_up() {
         .map(|(_, v)| apart.get(v).unwrap().clone())
         .reduce(|a, b| (a + b).unwrap())
         .unwrap();
-    close(&flat(&tied.get(bank.stored_var("bank.w").unwrap()).unwrap()), &flat(&sum), 1e-5);
+    close(&flat(tied.get(bank.stored_var("bank.w").unwrap()).unwrap()), &flat(&sum), 1e-5);
     assert_eq!((bank.stored(), bank.logical().unwrap()), (16, 48));
 }
 

@@ -185,9 +185,14 @@ impl Hub {
     ) -> Result<PathBuf> {
         let own = |files: &[&str]| files.iter().map(|f| (*f).to_owned()).collect::<Vec<_>>();
         match source {
-            Source::Hub { repo, files } => {
-                self.from_hub(entry.kind, entry.name, repo, &own(files), entry.licence, slot)
-            }
+            Source::Hub { repo, files } => self.fetch_repository(
+                entry.kind,
+                entry.name,
+                repo,
+                &own(files),
+                entry.licence,
+                slot,
+            ),
             Source::System { folder, files } => {
                 let folder = PathBuf::from(folder);
                 match files.iter().find(|f| !folder.join(f).is_file()) {
@@ -242,7 +247,7 @@ impl Hub {
             if files.is_empty() {
                 return Err(Error::invalid(name, "holds no files of a kind that can be used"));
             }
-            self.from_hub(kind, name, name, &files, "see the repository", slot)
+            self.fetch_repository(kind, name, name, &files, "see the repository", slot)
         };
         match attempt() {
             Ok(path) => Ok(Some(path)),
@@ -260,7 +265,7 @@ impl Hub {
         Ok(files.filter_map(|f| Some(f["rfilename"].as_str()?.to_owned())).collect())
     }
 
-    fn from_hub(
+    fn fetch_repository(
         &self,
         kind: Kind,
         name: &str,

@@ -8,7 +8,7 @@ use commons_core::Seed;
 use commons_ops::{self as ops, AttentionOptions, DType, LossOptions, RopeScaling, Tensor};
 use serde_json::Value;
 
-use super::config::{DecoderConfig, Family};
+use super::config::{DecoderConfig, Family, LayerType};
 use super::kv::KvCache;
 use crate::bank::{Bank, Entry};
 use crate::{Error, Result};
@@ -107,11 +107,7 @@ impl Decoder {
             Ok::<_, Error>((cos.to_device(device)?, sin.to_device(device)?))
         };
         let local = match c.rope_local_base_freq {
-            Some(theta)
-                if c.layer_types
-                    .iter()
-                    .any(|t| *t == super::config::LayerType::SlidingAttention) =>
-            {
+            Some(theta) if c.layer_types.contains(&LayerType::SlidingAttention) => {
                 Some(table(theta, RopeScaling::None)?)
             }
             _ => None,

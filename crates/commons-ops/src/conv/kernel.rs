@@ -235,9 +235,7 @@ fn tile<S: Simd, const MR: usize, const NV: usize>(
         if row < at.rows {
             let out = &mut out[row * at.pitch + at.start..][..width];
             let (out, _) = S::as_mut_simd_f32s(out);
-            for v in 0..NV {
-                out[v] = sums[row][v];
-            }
+            out[..NV].copy_from_slice(&sums[row][..NV]);
         }
     }
 }

@@ -127,7 +127,7 @@ impl Study {
         if self.rates.is_empty() || self.random_draws == 0 {
             return Err(Error::config("rates", "and random_draws must not be empty or zero"));
         }
-        if self.blocks_saved == 0 || self.blocks_saved % 2 != 0 {
+        if self.blocks_saved == 0 || !self.blocks_saved.is_multiple_of(2) {
             let found = self.blocks_saved;
             return Err(Error::config("blocks_saved", format!("{found} is not an even number")));
         }

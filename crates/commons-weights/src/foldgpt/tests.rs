@@ -355,8 +355,9 @@ fn blocks_alone_are_tuned_by_default() {
 /// A five-block decoder whose blocks alternate between full and sliding attention.
 fn alternating() -> Decoder {
     let mut config = DecoderConfig::llama(24, 16, 5, 4, 2, 24);
-    let kind =
-        |l: usize| if l % 2 == 0 { LayerType::FullAttention } else { LayerType::SlidingAttention };
+    let kind = |l: usize| {
+        if l.is_multiple_of(2) { LayerType::FullAttention } else { LayerType::SlidingAttention }
+    };
     config.layer_types = (0..5).map(kind).collect();
     config.sliding_window = Some(4);
     Decoder::init(config, Seed::new(1)).unwrap()

@@ -223,7 +223,7 @@ fn alignment(cursor: &Cursor<'_>, metadata: &BTreeMap<String, Value>) -> Result<
         return Ok(DEFAULT_ALIGNMENT);
     };
     match value.as_u64() {
-        Some(n) if n.is_power_of_two() && n >= 8 && n <= 1 << 20 => Ok(n),
+        Some(n) if n.is_power_of_two() && (8..=1 << 20).contains(&n) => Ok(n),
         _ => Err(cursor
             .fault(format!("is {value:?}, not a power of two from 8 to 1048576"))
             .item("metadata key `general.alignment`")),
