@@ -268,12 +268,12 @@ mod tests {
     struct Demo {
         steps: usize,
         rate: f64,
-        name: Option<String>,
+        title: Option<String>,
         rule: commons_nn::optim::RuleConfig,
     }
 
     fn demo() -> Demo {
-        Demo { steps: 5, rate: 0.1, name: None, rule: Default::default() }
+        Demo { steps: 5, rate: 0.1, title: None, rule: Default::default() }
     }
 
     fn set(text: &[&str]) -> Result<Demo> {
@@ -283,8 +283,8 @@ mod tests {
 
     #[test]
     fn later_layers_win() {
-        let got = set(&["steps=7", "steps=9", "name=plain words"]).unwrap();
-        assert_eq!((got.steps, got.name.as_deref()), (9, Some("plain words")));
+        let got = set(&["steps=7", "steps=9", "title=plain words"]).unwrap();
+        assert_eq!((got.steps, got.title.as_deref()), (9, Some("plain words")));
     }
 
     #[test]
@@ -303,7 +303,7 @@ mod tests {
         let text = format!("{:?}", set(&["rule.momentom=1"]).unwrap_err());
         assert!(text.contains("momentom"), "{text}");
         let text = format!("{:?}", set(&["zzz=1"]).unwrap_err());
-        assert!(text.contains("known keys: steps, rate, name, rule"), "{text}");
+        assert!(text.contains("known keys: steps, rate, title, rule"), "{text}");
     }
 
     #[test]

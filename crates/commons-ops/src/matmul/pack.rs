@@ -86,7 +86,7 @@ impl<const LINES: usize> WithTranspose for Turn<'_, LINES> {
                 }
                 let square = transpose(square);
                 if LINES < LANES {
-                    for (part, at) in (top..x.rows).step_by(LINES).enumerate() {
+                    for (part, at) in (top..x.rows.min(top + LANES)).step_by(LINES).enumerate() {
                         let panel = &mut data[at * depth + k * LINES..][..width * LINES];
                         for (to, line) in panel.as_chunks_mut::<LINES>().0.iter_mut().zip(&square) {
                             to.copy_from_slice(&line[part * LINES..(part + 1) * LINES]);

@@ -109,7 +109,7 @@ fn questions_and_text_are_checked_before_the_model_is_loaded() {
     )
     .unwrap();
     place.refused("eval nowhere --task q.jsonl", &["q.jsonl: line 2: answer"]);
-    place.refused("eval nowhere --task sorting", &["sorting", "tasks:"]);
+    place.refused("eval nowhere --task sorting", &["sorting", "`sort`"]);
     fs::write(place.path("latin1.txt"), [b'a', 0xe4, b'b']).unwrap();
     place.model("m", 2);
     place.refused("eval m --data latin1.txt", &["latin1.txt", "byte 1"]);
