@@ -15,6 +15,9 @@ fn var(seed: u64, dims: &[usize]) -> Var {
     Var::from_vec(data, dims, &Device::Cpu).unwrap()
 }
 
+/// Held by tests that choose the instruction set or compare bit by bit: the choice is global.
+static INSTRUCTIONS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 fn bits(x: &Tensor) -> Vec<u32> {
     let values = x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     values.into_iter().map(f32::to_bits).collect()
@@ -110,6 +113,7 @@ fn self_plus_nothing(x: &Tensor) -> Result<Tensor> {
 
 #[test]
 fn results_do_not_depend_on_threads() {
+    let _alone = INSTRUCTIONS.lock();
     let model = Model::new();
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -128,6 +132,7 @@ fn results_do_not_depend_on_threads() {
 
 #[test]
 fn instruction_sets_agree() {
+    let _alone = INSTRUCTIONS.lock();
     let model = Model::new();
     let best = model.grads();
     for level in [Level::Plain, Level::Avx2, Level::Avx512] {

@@ -91,7 +91,7 @@ pub struct DecoderConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sliding_window: Option<usize>,
     /// Attention kind of each layer; empty means all global.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layer_types: Vec<LayerType>,
     /// Attention scale is `query_pre_attn_scalar^-1/2` instead of `head_dim^-1/2`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -58,7 +58,7 @@ fn refusal(config: &Config, model: &Decoder) -> String {
 }
 
 #[test]
-fn stepwise_matches_numpy() {
+fn stepwise_takes_evenly_spaced_layers() {
     for case in golden()["stepwise"].as_array().unwrap() {
         let count = |key: &str| case[key].as_u64().unwrap() as usize;
         let looping =

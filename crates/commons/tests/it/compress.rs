@@ -40,7 +40,7 @@ fn sharing_stores_less_and_healing_helps() {
 #[test]
 fn the_other_method_and_the_other_format() {
     let place = Place::new();
-    place.model("m", 4);
+    place.model("m", 8);
     place.text("t.txt", 200);
     place.text("e.txt", 37);
     let json = place.json(&format!("compress --model m --method foldgpt --remove 0.25 --data t.txt --eval-data e.txt {HEAL} -o f"));
