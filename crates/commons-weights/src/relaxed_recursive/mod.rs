@@ -36,7 +36,8 @@
 //! models of their size that loop nothing (sections 3.2 to 3.4).
 //!
 //! # Here
-//! What `full.toml` measured is in `result.json` beside this file.
+//!
+//! Not measured yet.
 //!
 //! # Differs
 //! * Up-training is a few hundred steps of distillation instead of 15 to 60 billion tokens.

@@ -81,13 +81,11 @@ fn generation_is_repeatable_and_takes_a_pipe() {
 }
 
 #[test]
-fn the_embedded_model_answers_better_than_chance() {
-    let json = Place::new().json("eval tiny --task copy --task sort --questions 12");
-    for task in json["tasks"].as_array().unwrap() {
-        let (right, chance) =
-            (task["accuracy"].as_f64().unwrap(), task["chance"].as_f64().unwrap());
-        assert!(right > chance + 0.2, "{task}");
-    }
+fn the_embedded_model_has_learnt_to_sort() {
+    let json = Place::new().json("eval tiny --task sort --questions 24");
+    let task = &json["tasks"][0];
+    let (right, chance) = (task["accuracy"].as_f64().unwrap(), task["chance"].as_f64().unwrap());
+    assert!(right > chance + 0.3, "{task}");
 }
 
 #[test]
