@@ -16,7 +16,7 @@ const PUBLISHED: &[&str] = include!(concat!(env!("OUT_DIR"), "/results.rs"));
 
 /// Every method, crate by crate.
 pub fn methods() -> impl Iterator<Item = &'static dyn Method> {
-    commons_weights::METHODS.iter().copied()
+    commons_weights::METHODS.iter().chain(commons_society::METHODS).copied()
 }
 
 /// The method called `slug`.
