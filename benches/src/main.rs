@@ -27,9 +27,18 @@ struct Args {
     file: Option<std::path::PathBuf>,
 }
 
+/// The allocator of the program that is measured.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
+    // As the program does: work runs on a worker thread.
+    rayon::join(|| time(&args).map_err(|e| e.to_string()), || ()).0.map_err(Into::into)
+}
+
+fn time(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let mut case = cases::build(&args.case, args.file.as_deref())?;
     let before = commons_core::machine::peak_memory();
     for _ in 0..2 {

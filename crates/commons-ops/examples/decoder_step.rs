@@ -197,6 +197,11 @@ fn peak() -> Option<f64> {
 }
 
 fn main() -> Result<()> {
+    // On a worker thread: from outside the pool every product would first have to wake one.
+    rayon::join(run, || ()).0
+}
+
+fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut c = if args.first().is_some_and(|name| name == "smollm2") { SMOLLM2 } else { SMALL };
     let number = |i: usize, default: usize| -> usize {

@@ -258,26 +258,34 @@ fn start(cli: Cli, out: Output) -> Result<Done> {
     }
     let progress = Progress::new(global.quiet);
     log_to(&progress, &global, out.color_err);
-    if let Some(threads) = global.threads {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(usize::from(threads))
-            .build_global()
-            .map_err(|e| Failure::failed(format!("cannot start {threads} threads: {e}")))?;
-    }
+    let threads = global.threads.map_or(0, usize::from);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .stack_size(WORKER_STACK)
+        .build_global()
+        .map_err(|e| Failure::failed(format!("cannot start threads: {e}")))?;
     let app = App { global, out, progress, stop: Stop::install() };
+    // On a worker thread: from outside the pool, every operation would first have to wake one.
+    rayon::join(|| dispatch(&app, verb), || ()).0
+}
+
+/// Bytes of stack of a worker thread: as much as a main thread has.
+const WORKER_STACK: usize = 8 << 20;
+
+fn dispatch(app: &App, verb: Verb) -> Result<Done> {
     match verb {
-        Verb::Pull(args) => verbs::pull::run(&app, &args),
-        Verb::Inspect(args) => verbs::inspect::run(&app, &args),
-        Verb::Materialize(args) => verbs::materialize::run(&app, &args),
-        Verb::Eval(args) => verbs::eval::run(&app, &args),
-        Verb::Generate(args) => verbs::generate::run(&app, &args),
-        Verb::Train(args) => verbs::train::run(&app, &args),
-        Verb::Compress(args) => verbs::compress::run(&app, &args),
-        Verb::List(args) => verbs::list::run(&app, &args),
-        Verb::Run(args) => verbs::run::run(&app, &args),
-        Verb::Papers(args) => verbs::papers::run(&app, &args),
-        Verb::Completions(args) => verbs::shell::completions(&app, &args),
-        Verb::Man(args) => verbs::shell::man(&app, &args),
+        Verb::Pull(args) => verbs::pull::run(app, &args),
+        Verb::Inspect(args) => verbs::inspect::run(app, &args),
+        Verb::Materialize(args) => verbs::materialize::run(app, &args),
+        Verb::Eval(args) => verbs::eval::run(app, &args),
+        Verb::Generate(args) => verbs::generate::run(app, &args),
+        Verb::Train(args) => verbs::train::run(app, &args),
+        Verb::Compress(args) => verbs::compress::run(app, &args),
+        Verb::List(args) => verbs::list::run(app, &args),
+        Verb::Run(args) => verbs::run::run(app, &args),
+        Verb::Papers(args) => verbs::papers::run(app, &args),
+        Verb::Completions(args) => verbs::shell::completions(app, &args),
+        Verb::Man(args) => verbs::shell::man(app, &args),
     }
 }
 

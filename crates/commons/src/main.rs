@@ -16,6 +16,11 @@ mod work;
 
 use std::process::ExitCode;
 
+/// Tensors come and go by the hundred megabytes: this allocator keeps their pages, where the system's
+/// gives them back and takes them again at every step.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     embedded::register();
     cli::main()

@@ -14,8 +14,10 @@ use pack::Packed;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Multiply-adds that one thread does in about 0.2 ms: the size of a piece.
+/// Multiply-adds that one thread does in about 0.2 ms: the least size of a piece.
 const GRAIN: usize = 16 << 20;
+/// Pieces for each thread when the product is large.
+const PIECES: usize = 4;
 
 /// Cuts fall on multiples of these: the height and width of the largest tile.
 const ROWS: usize = 8;
@@ -84,10 +86,17 @@ pub(crate) fn mat_mut(data: &mut [f32], rows: usize, columns: usize) -> Rows<'_>
 }
 
 /// `dst = alpha · a b`, or `dst += …` if `add`, on as many threads as there are.
-pub(crate) fn matmul(mut dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
+pub(crate) fn matmul(dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
+    // A few pieces a thread, so that none waits long; larger ones pack their operands less often.
+    let share = a.rows * b.columns * a.columns / (PIECES * rayon::current_num_threads().max(1));
+    pieces(dst, add, a, b, alpha, share.max(GRAIN));
+}
+
+/// [`matmul`] in pieces of about `grain` multiply-adds.
+fn pieces(mut dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alpha: f32, grain: usize) {
     let (m, n, k) = (a.rows, b.columns, a.columns);
     // A few rows cost as much as a tile: what takes the time then is reading `b`.
-    if m.max(ROWS) * n * k < 2 * GRAIN || (m < 2 * ROWS && n < 2 * COLUMNS) {
+    if m.max(ROWS) * n * k < 2 * grain || (m < 2 * ROWS && n < 2 * COLUMNS) {
         return serial(&mut dst, add, a, b, alpha);
     }
     // The side is cut whose other operand is cheaper to pack twice.
@@ -96,15 +105,15 @@ pub(crate) fn matmul(mut dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alp
         let (left, right): (Rows<'_>, Rows<'_>) =
             dst.into_iter().map(|row| row.split_at_mut(at)).unzip();
         par::join(
-            || matmul(left, add, a, b.columns(0..at), alpha),
-            || matmul(right, add, a, b.columns(at..n), alpha),
+            || pieces(left, add, a, b.columns(0..at), alpha, grain),
+            || pieces(right, add, a, b.columns(at..n), alpha, grain),
         );
     } else {
         let at = (m / 2).next_multiple_of(ROWS);
         let bottom = dst.split_off(at);
         par::join(
-            || matmul(dst, add, a.rows(0..at), b, alpha),
-            || matmul(bottom, add, a.rows(at..m), b, alpha),
+            || pieces(dst, add, a.rows(0..at), b, alpha, grain),
+            || pieces(bottom, add, a.rows(at..m), b, alpha, grain),
         );
     }
 }

@@ -30,21 +30,38 @@ impl Packed {
                 _ => machine.with_transpose(Turn::<32> { data: &mut self.data, x }),
             };
         }
+        if x.row_stride == 1 {
+            return match lines {
+                4 => copy_columns::<4>(&mut self.data, x),
+                8 => copy_columns::<8>(&mut self.data, x),
+                16 => copy_columns::<16>(&mut self.data, x),
+                _ => copy_columns::<32>(&mut self.data, x),
+            };
+        }
         for (p, panel) in self.data.chunks_exact_mut((lines * depth).max(1)).enumerate() {
-            let part = x.rows(p * lines..((p + 1) * lines).min(x.rows));
-            match x.row_stride {
-                1 => copy_columns(panel, part, lines),
-                _ => gather(panel, part, lines),
-            }
+            gather(panel, x.rows(p * lines..((p + 1) * lines).min(x.rows)), lines);
         }
     }
 }
 
-/// Columns of `x` are contiguous.
-fn copy_columns(panel: &mut [f32], x: View<'_>, lines: usize) {
-    for (k, to) in panel.chunks_exact_mut(lines).enumerate() {
-        let start = k * x.column_stride;
-        to[..x.rows].copy_from_slice(&x.data[start..start + x.rows]);
+/// Columns of `x` are contiguous. A whole line of a panel is a few registers: its length is known
+/// to the compiler, so that copying it is no call.
+fn copy_columns<const LINES: usize>(data: &mut [f32], x: View<'_>) {
+    for (p, panel) in data.chunks_exact_mut((LINES * x.columns).max(1)).enumerate() {
+        let part = x.rows(p * LINES..((p + 1) * LINES).min(x.rows));
+        let (panel, _) = panel.as_chunks_mut::<LINES>();
+        if part.rows == LINES {
+            for (k, to) in panel.iter_mut().enumerate() {
+                if let Some(from) = part.data[k * part.column_stride..].first_chunk::<LINES>() {
+                    *to = *from;
+                }
+            }
+            continue;
+        }
+        for (k, to) in panel.iter_mut().enumerate() {
+            let start = k * part.column_stride;
+            to[..part.rows].copy_from_slice(&part.data[start..start + part.rows]);
+        }
     }
 }
 

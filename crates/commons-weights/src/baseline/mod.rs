@@ -76,10 +76,8 @@ pub(crate) fn layer_weight(name: &str) -> Option<(usize, &str)> {
     Some((index.parse().ok()?, rest))
 }
 
-/// The smallest number of layers, dropped evenly, at which a plain decoder stores at least
-/// `budget` parameters; all layers if even they store fewer.
-///
-/// Rounding up gives the baseline, not the method, the benefit of the doubt.
+/// The number of layers at which a plain decoder, layers dropped evenly, stores nearest to `budget`
+/// parameters; the larger of two that are equally near, at least one.
 pub fn layers_for_budget(model: &Decoder, budget: usize) -> usize {
     let sizes = model.config.weights();
     let count = |pick: &dyn Fn(&str) -> bool| -> usize {
@@ -88,6 +86,7 @@ pub fn layers_for_budget(model: &Decoder, budget: usize) -> usize {
     let tied = model.config.tie_word_embeddings;
     let outside = count(&|n| layer_weight(n).is_none() && !(tied && n == "lm_head.weight"));
     let layer = count(&|n| matches!(layer_weight(n), Some((0, _))));
-    let needed = budget.saturating_sub(outside).div_ceil(layer.max(1));
-    needed.clamp(1, model.config.num_hidden_layers)
+    let layer = layer.max(1);
+    let nearest = (budget.saturating_sub(outside) + layer / 2) / layer;
+    nearest.clamp(1, model.config.num_hidden_layers)
 }

@@ -65,13 +65,19 @@ fn bad_selections_are_refused() {
     }
 }
 
+fn stored_with(model: &Decoder, keep: usize) -> usize {
+    drop_layers(model, &spread_layers(6, keep)).unwrap().bank.stored()
+}
+
 #[test]
-fn budget_rounds_up() {
+fn budget_goes_to_the_nearest_count() {
     let model = small(6);
     for keep in 1..=6 {
-        let stored = drop_layers(&model, &spread_layers(6, keep)).unwrap().bank.stored();
+        let stored = stored_with(&model, keep);
         assert_eq!(layers_for_budget(&model, stored), keep);
-        assert_eq!(layers_for_budget(&model, stored + 1), (keep + 1).min(6));
+        let layer = stored_with(&model, 2) - stored_with(&model, 1);
+        assert_eq!(layers_for_budget(&model, stored + layer / 4), keep);
+        assert_eq!(layers_for_budget(&model, stored + layer.div_ceil(2)), (keep + 1).min(6));
     }
     assert_eq!(layers_for_budget(&model, 0), 1);
 }
