@@ -86,8 +86,15 @@ impl Experiment for Evidence {
         .against("loss_removed_healed", Compare::Difference),
     ];
 
-    const RECIPES: &'static [Recipe] =
-        &[Recipe::smoke(include_str!("smoke.toml")), Recipe::full(include_str!("full.toml"))];
+    const RECIPES: &'static [Recipe] = &[
+        Recipe::smoke(include_str!("smoke.toml")),
+        Recipe::full(include_str!("full.toml")),
+        Recipe {
+            name: "scratch",
+            about: "a decoder of ten million parameters trained from scratch (about 5 minutes)",
+            toml: include_str!("scratch.toml"),
+        },
+    ];
 
     type Config = Settings;
 

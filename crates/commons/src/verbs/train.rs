@@ -322,7 +322,7 @@ fn start(app: &App, settings: &Settings) -> Result<Loaded> {
         None => {
             let donor = arch::Donor::open(app, &settings.tokenizer)?;
             let name = settings.arch.as_deref().unwrap_or(arch::DEFAULT);
-            let config = arch::resolve(name, &donor)?;
+            let config = arch::resolve(name, &donor, settings.train.seq_len)?;
             let model = Decoder::init(config, seed.fork("init", 0))?;
             Loaded { model, tokenizer: donor.tokenizer, path: PathBuf::new() }
         }

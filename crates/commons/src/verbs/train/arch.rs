@@ -23,9 +23,6 @@ const PRESETS: [(&str, usize, usize, usize, usize, usize); 5] = [
     ("base", 30, 576, 9, 3, 1536),
 ];
 
-/// Longest context of a preset, tokens.
-const CONTEXT: usize = 1024;
-
 /// Name of the tokenizer whose tokens are bytes.
 pub const BYTES: &str = "bytes";
 
@@ -61,11 +58,12 @@ impl Donor {
     }
 }
 
-/// The shape called `name`: a preset with the vocabulary of `donor`, or the file of that name.
+/// The shape called `name`: a preset with the vocabulary of `donor` and a context of `seq_len`
+/// tokens, which is what it will be trained on, or the file of that name.
 ///
 /// # Errors
 /// When it is neither, or the file does not describe a decoder, or has fewer rows than tokens.
-pub fn resolve(name: &str, donor: &Donor) -> Result<DecoderConfig> {
+pub fn resolve(name: &str, donor: &Donor, seq_len: usize) -> Result<DecoderConfig> {
     let special = |mut config: DecoderConfig| {
         config.bos_token_id = donor.bos;
         config.eos_token_id = donor.eos;
@@ -74,7 +72,7 @@ pub fn resolve(name: &str, donor: &Donor) -> Result<DecoderConfig> {
     let vocab = donor.vocab_size;
     if let Some(&(_, layers, width, heads, kv, ffn)) = PRESETS.iter().find(|p| p.0 == name) {
         let config = DecoderConfig::llama(vocab, width, layers, heads, kv, ffn);
-        return Ok(special(DecoderConfig { max_position_embeddings: CONTEXT, ..config }));
+        return Ok(special(DecoderConfig { max_position_embeddings: seq_len, ..config }));
     }
     let path = Path::new(name);
     if !path.exists() {
