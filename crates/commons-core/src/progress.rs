@@ -12,6 +12,11 @@ pub trait Progress: Send + Sync {
     /// A piece of work begins; `total` is its number of steps, if known. Dropping the task ends it.
     fn task(&self, label: &str, total: Option<u64>) -> Box<dyn Task>;
 
+    /// A file begins to arrive, measured in bytes; otherwise as [`Progress::task`].
+    fn transfer(&self, label: &str, total: Option<u64>) -> Box<dyn Task> {
+        self.task(label, total)
+    }
+
     /// A remark worth a line of its own.
     fn note(&self, text: &str);
 }

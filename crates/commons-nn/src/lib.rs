@@ -14,6 +14,8 @@ pub mod error;
 pub mod eval;
 pub mod format;
 pub mod generate;
+#[cfg(test)]
+mod hostile;
 pub mod hub;
 pub mod mmap;
 pub mod model;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use commons_nn::train::StepReport;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use commons_core::format::{number, si};
+use commons_core::format::{bytes, number, si};
 
 /// Time between two lines of one task when standard error is not a terminal.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -62,6 +62,12 @@ impl Progress {
         self.start(name, total, "{prefix:>10} {bar:16.cyan/dim} {pos}/{len} {wide_msg}")
     }
 
+    /// A file of `total` bytes on its way; `total` 0 means unknown.
+    pub fn transfer(&self, name: &str, total: u64) -> Transfer {
+        let task = self.start(name, total, "{prefix:>10} {bar:16.cyan/dim} {wide_msg}");
+        Transfer { task, began: Instant::now(), first: None, done: 0 }
+    }
+
     fn start(&self, name: &str, total: u64, template: &str) -> Task {
         let now = Instant::now();
         let bar = match self {
@@ -91,6 +97,10 @@ impl Progress {
 impl commons_core::Progress for Progress {
     fn task(&self, label: &str, total: Option<u64>) -> Box<dyn commons_core::Task> {
         Box::new(Progress::task(self, label, total.unwrap_or(0)))
+    }
+
+    fn transfer(&self, label: &str, total: Option<u64>) -> Box<dyn commons_core::Task> {
+        Box::new(Progress::transfer(self, label, total.unwrap_or(0)))
     }
 
     fn note(&self, text: &str) {
@@ -138,9 +148,60 @@ impl Task {
 
     fn line(&self, done: u64, note: &str) {
         let of = if self.total == 0 { String::new() } else { format!(" {done}/{}", self.total) };
-        // Nothing is left to tell if standard error is closed.
-        let _ = writeln!(io::stderr(), "{}", format!("{}{of}  {note}", self.name).trim_end());
+        self.write(&format!("{of}  {note}"));
     }
+
+    fn write(&self, rest: &str) {
+        // Nothing is left to tell if standard error is closed.
+        let _ = writeln!(io::stderr(), "{}", format!("{}{rest}", self.name).trim_end());
+    }
+}
+
+/// A file on its way: how much of it has arrived, and how fast. What was there before does not count
+/// for the speed.
+#[derive(Debug)]
+pub struct Transfer {
+    task: Task,
+    began: Instant,
+    /// Bytes that were there at the first update.
+    first: Option<u64>,
+    done: u64,
+}
+
+impl Transfer {
+    fn describe(&self) -> String {
+        let seconds = self.began.elapsed().as_secs_f64().max(1e-3);
+        let new = self.done.saturating_sub(self.first.unwrap_or(0));
+        arrived(self.done, self.task.total, new as f64 / seconds)
+    }
+}
+
+impl commons_core::Task for Transfer {
+    fn update(&mut self, done: u64, _: &str) {
+        self.first.get_or_insert(done);
+        self.done = done;
+        if let Some(bar) = &self.task.bar {
+            bar.set_position(done);
+            bar.set_message(self.describe());
+        } else if self.task.lines && self.task.printed.borrow().elapsed() >= PERIOD {
+            self.task.printed.replace(Instant::now());
+            self.task.write(&format!("  {}", self.describe()));
+        }
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if self.task.lines && self.first.is_some() {
+            self.task.write(&format!("  {}", self.describe()));
+        }
+    }
+}
+
+/// `1.2 MB of 3.4 MB, 5.6 MB/s`.
+fn arrived(done: u64, total: u64, speed: f64) -> String {
+    let of = if total == 0 { String::new() } else { format!(" of {}", bytes(total)) };
+    format!("{}{of}, {}/s", bytes(done), bytes(speed as u64))
 }
 
 impl Drop for Task {
@@ -224,5 +285,15 @@ mod tests {
         assert_eq!(clock(7.4), "0:07");
         assert_eq!(clock(754.), "12:34");
         assert_eq!(clock(3723.), "1:02:03");
+    }
+
+    #[test]
+    fn transfers_show_size_and_speed() {
+        let text = arrived(1_500_000, 3_000_000, 250_000.);
+        assert_eq!(
+            text,
+            format!("{} of {}, {}/s", bytes(1_500_000), bytes(3_000_000), bytes(250_000))
+        );
+        assert!(!arrived(1, 0, 1.).contains("of"));
     }
 }

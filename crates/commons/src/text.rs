@@ -5,6 +5,7 @@ use std::path::Path;
 
 use commons_core::Seed;
 use commons_nn::data::corpus::{self, Split};
+use commons_nn::data::{self, Column, Records};
 use serde::Serialize;
 
 use crate::cli::App;
@@ -27,6 +28,12 @@ const TELLING_LINE: usize = 40;
 
 /// Bytes of the embedded corpus used for evaluation.
 const CORPUS_TEST_BYTES: usize = 128 << 10;
+
+/// Most bytes of one file of plain text.
+const TEXT_LIMIT: u64 = 4 << 30;
+
+/// Endings of files of text that are read out of a folder.
+const ENDINGS: [&str; 6] = ["txt", "jsonl", "ndjson", "csv", "tsv", "parquet"];
 
 /// A piece of text and where it is from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +76,8 @@ impl Text {
     }
 }
 
-/// Reads the text `name`, which is a path, a name of `commons pull --list`, or `corpus`.
+/// Reads the text `name`, which is a path, a name of `commons pull --list`, or `corpus`. After a path
+/// or a name may stand `:COLUMN` (or `:COLUMN+COLUMN`) for the column of a table.
 ///
 /// # Errors
 /// When it cannot be found or read, or holds no text.
@@ -78,14 +86,32 @@ pub fn load(app: &App, name: &str, split: Split, corpus_bytes: usize) -> Result<
         let text = corpus::generate(Seed::new(app.seed()).fork("corpus", 0), split, corpus_bytes);
         return Ok(Text { origin: format!("embedded corpus, {}", split_name(split)), text });
     }
+    let (name, columns) = split_columns(name);
     let path = Sources::new(app).data(name)?;
-    let text = read(&path)?;
+    let text = read(&path, columns)?;
+    let origin = match columns {
+        Some(columns) => format!("{}:{columns}", path.display()),
+        None => path.display().to_string(),
+    };
     if text.trim().is_empty() {
-        return Err(
-            Failure::usage(path.display(), "holds no text").help("give a file with text in it")
-        );
+        return Err(Failure::usage(origin, "holds no text").help("give a file with text in it"));
     }
-    Ok(Text { origin: path.display().to_string(), text })
+    Ok(Text { origin, text })
+}
+
+/// Divides `FILE:COLUMN`. A file whose name has a colon, or the drive of a path, is left whole.
+fn split_columns(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((file, columns))
+            if file.len() > 1
+                && !columns.is_empty()
+                && !columns.contains(['/', '\\'])
+                && !Path::new(name).exists() =>
+        {
+            (file, Some(columns))
+        }
+        _ => (name, None),
+    }
 }
 
 fn split_name(split: Split) -> &'static str {
@@ -96,60 +122,101 @@ fn split_name(split: Split) -> &'static str {
     }
 }
 
-/// Reads a file of text, by its ending: `.jsonl` takes the field `text` (or `prompt` and
-/// `completion`) of every line, anything else is plain text. A folder is all its text files.
-fn read(path: &Path) -> Result<String> {
+/// Reads a file of text, by its ending: a table (`.jsonl`, `.csv`, `.tsv`, `.parquet`) gives a line
+/// for every row, anything else is plain text. Both may be gzipped. A folder is all its text files.
+fn read(path: &Path, columns: Option<&str>) -> Result<String> {
     if path.is_dir() {
-        return read_folder(path);
+        return read_folder(path, columns);
     }
-    let bytes = std::fs::read(path).map_err(commons_core::Error::io("read", path))?;
-    let text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Failure::usage(path.display(), format!("is not UTF-8 text (byte {at})"))
-            .help("give a .txt or .jsonl file in UTF-8")
-    })?;
-    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    if matches!(ending, "jsonl" | "ndjson") { from_jsonl(path, &text) } else { Ok(text) }
+    match ending(path).as_str() {
+        "jsonl" | "ndjson" => from_table(&data::jsonl::read(path)?, columns),
+        "csv" | "tsv" => from_table(&data::csv::read(path, data::csv::Dialect::of(path))?, columns),
+        "parquet" => {
+            let names = data::parquet::columns(path)?;
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            // Columns that are not text are not worth decoding: images, say.
+            let wanted: Vec<&str> = candidates(&names, columns).into_iter().flatten().collect();
+            let wanted = if wanted.is_empty() { names } else { wanted };
+            from_table(&data::parquet::read(path, Some(&wanted))?, columns)
+        }
+        _ if columns.is_some() => Err(Failure::usage(path.display(), "has no columns")
+            .help("columns can be named in .jsonl, .csv, .tsv and .parquet files")),
+        _ => Ok(data::text::read(path, TEXT_LIMIT)?),
+    }
 }
 
-fn read_folder(folder: &Path) -> Result<String> {
+/// The ending of a file name in lower case, before `.gz` if that stands last.
+fn ending(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = name.strip_suffix(".gz").unwrap_or(&name);
+    name.rsplit_once('.').map_or(String::new(), |(_, ending)| ending.to_owned())
+}
+
+fn read_folder(folder: &Path, columns: Option<&str>) -> Result<String> {
     let entries = std::fs::read_dir(folder).map_err(commons_core::Error::io("list", folder))?;
     let mut files: Vec<_> = entries
         .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| {
-            p.extension().is_some_and(|e| ["txt", "jsonl", "ndjson"].iter().any(|k| e == *k))
-        })
+        .filter(|p| ENDINGS.contains(&ending(p).as_str()))
         .collect();
     files.sort();
     if files.is_empty() {
-        return Err(Failure::usage(folder.display(), "holds no .txt or .jsonl file")
-            .help("name the file itself"));
+        let reason = format!("holds no file of text (.{})", ENDINGS.join(", ."));
+        return Err(Failure::usage(folder.display(), reason).help("name the file itself"));
     }
-    let texts = files.iter().map(|f| read(f)).collect::<Result<Vec<_>>>()?;
+    let texts = files.iter().map(|f| read(f, columns)).collect::<Result<Vec<_>>>()?;
     Ok(texts.join("\n"))
 }
 
-fn from_jsonl(path: &Path, text: &str) -> Result<String> {
-    let mut out = String::with_capacity(text.len());
-    for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
-        let place = || format!("{}: line {}", path.display(), i + 1);
-        let value: serde_json::Value = serde_json::from_str(line)
-            .map_err(|e| Failure::usage(place(), format!("is not JSON: {e}")))?;
-        let field = |key: &str| value.get(key).and_then(|v| v.as_str());
-        match (field("text"), field("prompt"), field("completion")) {
-            (Some(text), _, _) => out.push_str(text),
-            (None, Some(prompt), Some(completion)) => {
-                out.push_str(prompt);
-                out.push_str(completion);
-            }
-            _ => {
-                return Err(Failure::usage(place(), "has no field `text`")
-                    .help("every line needs `text`, or `prompt` and `completion`"));
-            }
-        }
+/// The sets of columns that make a row's text, best first: those asked for, or `text`, or `prompt`
+/// and `completion`. Only sets that are there in full.
+fn candidates<'a>(names: &[&'a str], asked: Option<&'a str>) -> Vec<Vec<&'a str>> {
+    let sets = match asked {
+        // A column may have a plus in its name.
+        Some(one) if names.contains(&one) => vec![vec![one]],
+        Some(several) => vec![several.split('+').collect()],
+        None => vec![vec!["text"], vec!["prompt", "completion"]],
+    };
+    sets.into_iter().filter(|set| set.iter().all(|name| names.contains(name))).collect()
+}
+
+/// A line for every row: its text, or what its columns hold, one after the other.
+fn from_table(table: &Records, asked: Option<&str>) -> Result<String> {
+    let names: Vec<&str> = table.names().collect();
+    let sets = candidates(&names, asked);
+    let file = table.file().display();
+    if sets.is_empty() {
+        let wanted =
+            asked.map_or("`text`, nor `prompt` and `completion`".into(), |a| format!("`{a}`"));
+        return Err(Failure::usage(&file, format!("has no column {wanted}")).help(format!(
+            "name one of its columns, as in --data {file}:COLUMN (or :COLUMN+COLUMN); there are {}",
+            names.join(", ")
+        )));
+    }
+    let mut out = String::new();
+    for row in 0..table.len() {
+        let parts = sets.iter().find_map(|set| {
+            set.iter().map(|name| cell(table, name, row)).collect::<Option<Vec<_>>>()
+        });
+        let parts = parts.ok_or_else(|| {
+            let wanted: Vec<String> = sets.iter().map(|set| set.join(" and ")).collect();
+            let place = format!("{file}: {}", table.place(row));
+            Failure::usage(place, format!("has no text in {}", wanted.join(" or ")))
+                .help("every row needs a value there; name another column with --data FILE:COLUMN")
+        })?;
+        out.extend(parts);
         out.push('\n');
     }
     Ok(out)
+}
+
+/// What `column` holds in `row`, as text; `None` where it has no value or is not readable as text.
+fn cell(table: &Records, column: &str, row: usize) -> Option<String> {
+    match table.get(column)? {
+        Column::Text(values) => values.get(row)?.clone(),
+        Column::Integers(values) => values.get(row).map(ToString::to_string),
+        Column::Numbers(values) => values.get(row).filter(|v| !v.is_nan()).map(ToString::to_string),
+        Column::Bytes(values) => String::from_utf8(values.get(row)?.clone()?).ok(),
+    }
 }
 
 /// Text to learn from and text to measure on.
@@ -285,11 +352,32 @@ mod tests {
         assert!(d.test.text.contains("line 99 of"));
     }
 
+    fn table(text: &str, asked: Option<&str>) -> Result<String> {
+        from_table(&data::jsonl::parse(Path::new("x.jsonl"), text.as_bytes())?, asked)
+    }
+
     #[test]
-    fn json_lines_name_the_bad_line() {
-        let good = "{\"text\": \"a\"}\n{\"prompt\": \"b\", \"completion\": \"c\"}\n";
-        assert_eq!(from_jsonl(Path::new("x.jsonl"), good).unwrap(), "a\nbc\n");
-        let error = from_jsonl(Path::new("x.jsonl"), "{\"text\": \"a\"}\n{}\n").unwrap_err();
-        assert!(error.to_string().starts_with("x.jsonl: line 2"), "{error}");
+    fn tables_give_a_line_per_row_and_name_the_bad_one() {
+        let mixed = "{\"text\": \"a\"}\n{\"prompt\": \"b\", \"completion\": \"c\"}\n";
+        assert_eq!(table(mixed, None).unwrap(), "a\nbc\n");
+        let error = table("{\"text\": \"a\"}\n\n{}\n", None).unwrap_err();
+        assert!(error.to_string().starts_with("x.jsonl: line 3"), "{error}");
+        let quiz = "{\"question\": \"2+2=\", \"answer\": 4, \"a+b\": \"c\"}";
+        assert_eq!(table(quiz, Some("question+answer")).unwrap(), "2+2=4\n");
+        assert_eq!(table(quiz, Some("a+b")).unwrap(), "c\n");
+        let error = table(quiz, None).unwrap_err();
+        assert!(error.to_string().contains("no column `text`"), "{error}");
+        let error = table(quiz, Some("query")).unwrap_err();
+        assert!(error.to_string().contains("no column `query`"), "{error}");
+    }
+
+    #[test]
+    fn columns_stand_behind_a_colon() {
+        assert_eq!(split_columns("a/b.csv:title"), ("a/b.csv", Some("title")));
+        assert_eq!(split_columns("gsm8k:question+answer"), ("gsm8k", Some("question+answer")));
+        assert_eq!(split_columns("a/b.csv"), ("a/b.csv", None));
+        assert_eq!(split_columns("C:\\texts\\b.csv"), ("C:\\texts\\b.csv", None));
+        assert_eq!(split_columns("C:/texts/b.csv"), ("C:/texts/b.csv", None));
+        assert_eq!(ending(Path::new("x/A.CSV.gz")), "csv");
     }
 }

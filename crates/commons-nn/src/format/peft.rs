@@ -14,6 +14,7 @@ use tokenizers::utils::SysRegex;
 
 use super::atomic;
 use super::safetensors::{self, SafeTensors};
+use crate::bank::Bank;
 use crate::error::{Error, Result};
 
 /// The description of the adapter.
@@ -240,6 +241,48 @@ impl Adapter {
         Ok(Self { config, pairs, saved })
     }
 
+    /// Adds the adapter to the model in `bank`: a low-rank term on the weight of every module, and
+    /// the weights saved whole in place of the model's. Nothing is frozen.
+    ///
+    /// # Errors
+    /// When the model lacks a weight or has it in another shape, or a weight saved whole is one that
+    /// others are made from; the bank is then changed in part.
+    pub fn apply(&self, bank: &mut Bank) -> Result<()> {
+        let fits = |bank: &Bank, weight: &str, shape: &[usize]| {
+            let fault = |reason: String| {
+                Error::plan(weight, reason).remedy("give the model that the adapter was trained on")
+            };
+            if !bank.contains(weight) {
+                return Err(fault("is adapted, but the model has no such weight".into()));
+            }
+            let found = bank.shape(weight)?;
+            if found != shape {
+                return Err(fault(format!("is {found:?}, the adapter is made for {shape:?}")));
+            }
+            Ok(())
+        };
+        for (module, pair) in &self.pairs {
+            let weight = format!("{module}.weight");
+            fits(bank, &weight, &[pair.b.dim(0)?, pair.a.dim(1)?])?;
+            let (a, b) = (pair.a.to_dtype(DType::F32)?, pair.b.to_dtype(DType::F32)?);
+            bank.add_low_rank(&weight, a, b, self.config.scale(module) as f32)?;
+        }
+        for (weight, tensor) in &self.saved {
+            fits(bank, weight, tensor.dims())?;
+            let plan = bank.plan();
+            if plan.iter().any(|(n, e)| n != weight && e.reads(n).contains(&weight.as_str())) {
+                return Err(Error::plan(
+                    weight,
+                    "is shared by others, but the adapter replaces it",
+                )
+                .remedy("materialize the model first"));
+            }
+            bank.remove(weight);
+            bank.insert(weight, tensor.to_dtype(DType::F32)?)?;
+        }
+        Ok(())
+    }
+
     /// Writes the adapter as a folder that PEFT loads.
     ///
     /// # Errors
@@ -325,6 +368,34 @@ mod tests {
             assert_eq!(other.a.to_vec2::<f32>().unwrap(), pair.a.to_vec2::<f32>().unwrap());
             assert_eq!(other.b.to_vec2::<f32>().unwrap(), pair.b.to_vec2::<f32>().unwrap());
         }
+    }
+
+    #[test]
+    fn applied_adapters_change_weights_by_their_product() {
+        let mut bank = Bank::new(Device::Cpu);
+        let weight = Tensor::ones((2, 3), DType::F32, &Device::Cpu).unwrap();
+        bank.insert("m.q_proj.weight", weight.clone()).unwrap();
+        bank.insert("lm_head.weight", weight).unwrap();
+        let of = |values: &[f32], shape: (usize, usize)| {
+            Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+        };
+        let pair = LoraPair { a: of(&[1., 2., 3.], (1, 3)), b: of(&[1., -1.], (2, 1)) };
+        let mut adapter = Adapter {
+            config: LoraConfig::new(1, 2., vec!["q_proj".into()]),
+            pairs: BTreeMap::from([("m.q_proj".to_owned(), pair)]),
+            saved: BTreeMap::from([("lm_head.weight".to_owned(), of(&[0.; 6], (2, 3)))]),
+        };
+        adapter.apply(&mut bank).unwrap();
+        let values = |name: &str| bank.weight(name).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(values("m.q_proj.weight"), [[3., 5., 7.], [-1., -3., -5.]]);
+        assert_eq!(values("lm_head.weight"), [[0.; 3]; 2]);
+        adapter.saved.insert("lm_head.weight".into(), of(&[0.; 4], (2, 2)));
+        let message = adapter.apply(&mut bank).unwrap_err().to_string();
+        assert!(message.contains("lm_head.weight") && message.contains("[2, 2]"), "{message}");
+        let pair = adapter.pairs.remove("m.q_proj").unwrap();
+        adapter.pairs.insert("m.k_proj".into(), pair);
+        let message = adapter.apply(&mut bank).unwrap_err().to_string();
+        assert!(message.contains("m.k_proj.weight"), "{message}");
     }
 
     #[test]

@@ -66,10 +66,14 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// The manifest, whatever has become of the files since it was written.
+    pub fn manifest(&self) -> Option<Manifest> {
+        serde_json::from_slice(&fs::read(self.folder.join(MANIFEST)).ok()?).ok()
+    }
+
     /// The manifest, if the entry is whole: every file there with the recorded length.
     pub fn whole(&self) -> Option<Manifest> {
-        let text = fs::read(self.folder.join(MANIFEST)).ok()?;
-        let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+        let manifest = self.manifest()?;
         let there = |(name, record): (&String, &FileRecord)| {
             fs::metadata(self.folder.join(name))
                 .is_ok_and(|m| m.is_file() && m.len() == record.bytes)
@@ -122,14 +126,21 @@ impl Slot {
     pub fn verify(&self, manifest: &Manifest) -> Result<()> {
         for (name, record) in &manifest.files {
             let path = self.folder.join(name);
-            let found = measure(&path)?;
-            if found.sha256 != record.sha256 {
-                return Err(Error::malformed(
-                    &path,
-                    format!("has the SHA-256 {} instead of {}", found.sha256, record.sha256),
-                )
-                .remedy("delete it and pull again"));
-            }
+            let reason = match measure(&path) {
+                Ok(found) if found.sha256 == record.sha256 => continue,
+                Ok(found) if found.bytes != record.bytes => {
+                    format!("has {} bytes instead of {}", found.bytes, record.bytes)
+                }
+                Ok(found) => {
+                    format!("has the SHA-256 {} instead of {}", found.sha256, record.sha256)
+                }
+                Err(_) if !path.exists() => "is gone".to_owned(),
+                Err(error) => return Err(error),
+            };
+            return Err(Error::malformed(&path, reason).remedy(format!(
+                "it has changed since it was fetched; `commons pull {}` fetches it again",
+                manifest.name
+            )));
         }
         Ok(())
     }
@@ -138,6 +149,15 @@ impl Slot {
     pub fn invalidate(&self) {
         let _ = fs::remove_file(self.folder.join(MANIFEST));
     }
+}
+
+/// Manifests of all entries below `folder`, by name.
+pub(super) fn manifests(folder: &Path) -> Vec<Manifest> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut found: Vec<Manifest> =
+        entries.filter_map(|e| Slot { folder: e.ok()?.path() }.manifest()).collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
 }
 
 /// Files of a repository that another tool of the same hub has already fetched.

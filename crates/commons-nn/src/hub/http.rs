@@ -140,9 +140,12 @@ impl Client {
                     continue;
                 }
             };
+            if let Some(kept) = kept(path, &answer)? {
+                return Ok(kept);
+            }
             let outcome = download.accept(answer, |received, total| {
                 stop.check()?;
-                task.get_or_insert_with(|| progress.task(&download_label(path), total))
+                task.get_or_insert_with(|| progress.transfer(&download_label(path), total))
                     .update(received, "");
                 Ok(())
             });
@@ -157,6 +160,17 @@ impl Client {
             }
         }
         Err(last.unwrap_or_else(|| Error::invalid(url, "cannot be fetched")))
+    }
+}
+
+/// The file at `path`, if it is already the one that `answer` offers: an earlier attempt may have
+/// ended after it, with others of its entry still to come.
+fn kept(path: &Path, answer: &Answer) -> Result<Option<Fetched>> {
+    match answer.tag.as_deref().filter(|tag| is_sha256(tag)) {
+        Some(tag) if answer.response.status().is_success() && path.is_file() => {
+            Ok(Some(measure(path)?).filter(|found| found.sha256.eq_ignore_ascii_case(tag)))
+        }
+        _ => Ok(None),
     }
 }
 

@@ -137,14 +137,21 @@ impl Hub {
         self.slot(kind, name).ok()?.whole()
     }
 
-    /// Compares the checksums of a cached entry; a damaged one is fetched again next time.
+    /// Everything of one kind that was fetched into the cache, by name; files may have been damaged
+    /// since.
+    pub fn entries(&self, kind: Kind) -> Vec<Manifest> {
+        cache::manifests(&self.home.join(kind.folder()))
+    }
+
+    /// Reads every file of a cached entry again and compares its SHA-256 with the recorded one; a
+    /// damaged entry no longer counts, and is fetched again by the next [`Hub::resolve`].
     ///
     /// # Errors
-    /// When it is not in the cache, or damaged.
+    /// When it is not in the cache, or damaged: names the file.
     pub fn verify(&self, kind: Kind, name: &str) -> Result<Manifest> {
         let slot = self.slot(kind, name)?;
         let manifest = slot
-            .whole()
+            .manifest()
             .ok_or_else(|| Error::invalid(name, "is not in the cache").remedy("pull it first"))?;
         slot.verify(&manifest).inspect_err(|_| slot.invalidate())?;
         Ok(manifest)

@@ -110,7 +110,7 @@ pub struct MethodOptions {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Text")]
 pub struct TextOptions {
-    /// Text to calibrate and heal on: a path or a name [default: corpus for tiny]
+    /// Text to calibrate and heal on: a path or a name; FILE:COLUMN is a column of a table (.jsonl, .csv, .tsv, .parquet) [default: corpus for tiny]
     #[arg(short, long, value_name = "NAME|PATH")]
     pub data: Option<String>,
     /// Text to measure on; lines it has in common with --data are not trained on [default: the last tenth of --data, which is then not trained on]

@@ -37,7 +37,7 @@ const QUESTIONS_AT_ONCE: usize = 8;
 pub struct EvalArgs {
     /// Model: a path or a name
     pub model: String,
-    /// Text to measure: a path or a name [default: the embedded corpus, unless a task is given]
+    /// Text to measure: a path or a name; FILE:COLUMN is a column of a table (.jsonl, .csv, .tsv, .parquet) [default: the embedded corpus, unless a task is given]
     #[arg(short, long, value_name = "NAME|PATH")]
     pub data: Option<String>,
     /// Multiple choice: `corpus`, one of its kinds, or a .jsonl file; may be repeated

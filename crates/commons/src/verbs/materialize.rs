@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use commons_nn::format::gguf::GgmlType;
+use commons_nn::format::peft::Adapter;
 use commons_nn::model::SaveFormat;
 use commons_ops::DType;
 use serde_json::json;
@@ -20,6 +21,8 @@ pub const EXAMPLES: &str = examples![
     "# one file for llama.cpp",
     "$ commons materialize ./out -o model.gguf --dtype q8_0",
     "$ commons materialize smollm2-135m -o ./smollm2 --dtype bf16",
+    "# a model together with a PEFT adapter that was trained on it",
+    "$ commons materialize smollm2-135m --adapter ./tuned/adapter -o ./merged",
 ];
 
 /// Options of `materialize`.
@@ -31,6 +34,9 @@ pub struct MaterializeArgs {
     /// Folder (hf) or file (gguf) to write
     #[arg(short, long, value_name = "OUT")]
     pub out: PathBuf,
+    /// PEFT adapter folder (LoRA) to add to the model
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
     /// What to write [default: gguf if OUT ends in .gguf, else hf]
     #[arg(long, value_enum)]
     pub format: Option<Format>,
@@ -121,7 +127,12 @@ pub fn run(app: &App, args: &MaterializeArgs) -> Result<Done> {
     app.no_settings("materialize")?;
     let format = args.save_format()?;
     let target = Target::free(&args.out, args.format() == Format::Hf, args.force)?;
-    let loaded = model::load(app, &args.model)?;
+    let mut loaded = model::load(app, &args.model)?;
+    if let Some(folder) = &args.adapter {
+        Adapter::open(folder, Some(DType::F32))?
+            .apply(&mut loaded.model.bank)
+            .during(|| format!("adding {}", folder.display()))?;
+    }
     let task = app.progress.task("writing", 0);
     task.update(0, &args.out.display().to_string());
     target

@@ -76,7 +76,7 @@ pub struct TrainArgs {
     /// Start over, and replace what is at OUT
     #[arg(long)]
     pub force: bool,
-    /// Text to train on: a path or a name [default: corpus]
+    /// Text to train on: a path or a name; FILE:COLUMN is a column of a table (.jsonl, .csv, .tsv, .parquet) [default: corpus]
     #[arg(short, long, value_name = "NAME|PATH", help_heading = "Text")]
     pub data: Option<String>,
     /// Text to measure on; lines it has in common with --data are not trained on [default: the last tenth of --data, which is then not trained on]

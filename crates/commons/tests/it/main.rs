@@ -6,6 +6,8 @@ mod evidence;
 mod help;
 mod interruption;
 mod models;
+mod pull;
+mod texts;
 mod train;
 mod usage;
 
@@ -43,7 +45,7 @@ impl Place {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_commons"));
         command
             .current_dir(self.0.path())
-            .env("COMMONS_CACHE", self.path("cache"))
+            .env("COMMONS_HOME", self.path("cache"))
             .env("COLUMNS", "100")
             .env("NO_COLOR", "1")
             .args(["--offline", "--threads", "2"])
