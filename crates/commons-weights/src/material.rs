@@ -103,9 +103,6 @@ impl MaterialConfig {
     }
 }
 
-/// Largest text file that is read, bytes.
-const TEXT_LIMIT: u64 = 1 << 30;
-
 /// The text at a path or of a data set, `name:part` if it has several files.
 fn named_text(source: &str) -> Result<String> {
     let (name, part) = match source.split_once(':') {
@@ -127,7 +124,7 @@ fn named_text(source: &str) -> Result<String> {
         };
         path = file.clone();
     }
-    Ok(commons_core::fs::read_text(path, TEXT_LIMIT)?)
+    Ok(commons_nn::data::text::read_any(&path, None)?)
 }
 
 /// Files in a folder and the folders in it, in name order.

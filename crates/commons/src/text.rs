@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use commons_core::Seed;
+use commons_nn::data;
 use commons_nn::data::corpus::{self, Split};
-use commons_nn::data::{self, Column, Records};
 use serde::Serialize;
 
 use crate::cli::App;
@@ -28,12 +28,6 @@ const TELLING_LINE: usize = 40;
 
 /// Bytes of the embedded corpus used for evaluation.
 const CORPUS_TEST_BYTES: usize = 128 << 10;
-
-/// Most bytes of one file of plain text.
-const TEXT_LIMIT: u64 = 4 << 30;
-
-/// Endings of files of text that are read out of a folder.
-const ENDINGS: [&str; 6] = ["txt", "jsonl", "ndjson", "csv", "tsv", "parquet"];
 
 /// A piece of text and where it is from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +82,7 @@ pub fn load(app: &App, name: &str, split: Split, corpus_bytes: usize) -> Result<
     }
     let (name, columns) = split_columns(name);
     let path = Sources::new(app).data(name)?;
-    let text = read(&path, columns)?;
+    let text = data::text::read_any(&path, columns)?;
     let origin = match columns {
         Some(columns) => format!("{}:{columns}", path.display()),
         None => path.display().to_string(),
@@ -119,103 +113,6 @@ fn split_name(split: Split) -> &'static str {
         Split::Train => "training split",
         Split::Test => "test split",
         _ => "validation split",
-    }
-}
-
-/// Reads a file of text, by its ending: a table (`.jsonl`, `.csv`, `.tsv`, `.parquet`) gives a line
-/// for every row, anything else is plain text. Both may be gzipped. A folder is all its text files.
-fn read(path: &Path, columns: Option<&str>) -> Result<String> {
-    if path.is_dir() {
-        return read_folder(path, columns);
-    }
-    match ending(path).as_str() {
-        "jsonl" | "ndjson" => from_table(&data::jsonl::read(path)?, columns),
-        "csv" | "tsv" => from_table(&data::csv::read(path, data::csv::Dialect::of(path))?, columns),
-        "parquet" => {
-            let names = data::parquet::columns(path)?;
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            // Columns that are not text are not worth decoding: images, say.
-            let wanted: Vec<&str> = candidates(&names, columns).into_iter().flatten().collect();
-            let wanted = if wanted.is_empty() { names } else { wanted };
-            from_table(&data::parquet::read(path, Some(&wanted))?, columns)
-        }
-        _ if columns.is_some() => Err(Failure::usage(path.display(), "has no columns")
-            .help("columns can be named in .jsonl, .csv, .tsv and .parquet files")),
-        _ => Ok(data::text::read(path, TEXT_LIMIT)?),
-    }
-}
-
-/// The ending of a file name in lower case, before `.gz` if that stands last.
-fn ending(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let name = name.strip_suffix(".gz").unwrap_or(&name);
-    name.rsplit_once('.').map_or(String::new(), |(_, ending)| ending.to_owned())
-}
-
-fn read_folder(folder: &Path, columns: Option<&str>) -> Result<String> {
-    let entries = std::fs::read_dir(folder).map_err(commons_core::Error::io("list", folder))?;
-    let mut files: Vec<_> = entries
-        .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| ENDINGS.contains(&ending(p).as_str()))
-        .collect();
-    files.sort();
-    if files.is_empty() {
-        let reason = format!("holds no file of text (.{})", ENDINGS.join(", ."));
-        return Err(Failure::usage(folder.display(), reason).help("name the file itself"));
-    }
-    let texts = files.iter().map(|f| read(f, columns)).collect::<Result<Vec<_>>>()?;
-    Ok(texts.join("\n"))
-}
-
-/// The sets of columns that make a row's text, best first: those asked for, or `text`, or `prompt`
-/// and `completion`. Only sets that are there in full.
-fn candidates<'a>(names: &[&'a str], asked: Option<&'a str>) -> Vec<Vec<&'a str>> {
-    let sets = match asked {
-        // A column may have a plus in its name.
-        Some(one) if names.contains(&one) => vec![vec![one]],
-        Some(several) => vec![several.split('+').collect()],
-        None => vec![vec!["text"], vec!["prompt", "completion"]],
-    };
-    sets.into_iter().filter(|set| set.iter().all(|name| names.contains(name))).collect()
-}
-
-/// A line for every row: its text, or what its columns hold, one after the other.
-fn from_table(table: &Records, asked: Option<&str>) -> Result<String> {
-    let names: Vec<&str> = table.names().collect();
-    let sets = candidates(&names, asked);
-    let file = table.file().display();
-    if sets.is_empty() {
-        let wanted =
-            asked.map_or("`text`, nor `prompt` and `completion`".into(), |a| format!("`{a}`"));
-        return Err(Failure::usage(&file, format!("has no column {wanted}")).help(format!(
-            "name one of its columns, as in --data {file}:COLUMN (or :COLUMN+COLUMN); there are {}",
-            names.join(", ")
-        )));
-    }
-    let mut out = String::new();
-    for row in 0..table.len() {
-        let parts = sets.iter().find_map(|set| {
-            set.iter().map(|name| cell(table, name, row)).collect::<Option<Vec<_>>>()
-        });
-        let parts = parts.ok_or_else(|| {
-            let wanted: Vec<String> = sets.iter().map(|set| set.join(" and ")).collect();
-            let place = format!("{file}: {}", table.place(row));
-            Failure::usage(place, format!("has no text in {}", wanted.join(" or ")))
-                .help("every row needs a value there; name another column with --data FILE:COLUMN")
-        })?;
-        out.extend(parts);
-        out.push('\n');
-    }
-    Ok(out)
-}
-
-/// What `column` holds in `row`, as text; `None` where it has no value or is not readable as text.
-fn cell(table: &Records, column: &str, row: usize) -> Option<String> {
-    match table.get(column)? {
-        Column::Text(values) => values.get(row)?.clone(),
-        Column::Integers(values) => values.get(row).map(ToString::to_string),
-        Column::Numbers(values) => values.get(row).filter(|v| !v.is_nan()).map(ToString::to_string),
-        Column::Bytes(values) => String::from_utf8(values.get(row)?.clone()?).ok(),
     }
 }
 

@@ -45,7 +45,7 @@ fn a_column_that_is_not_there_is_named_with_those_that_are() {
     fs::write(place.path("t.csv"), "id,story\n1,a\n2,\n").unwrap();
     place.refused("eval m --data t.csv", &["t.csv", "no column `text`", "id, story"]);
     place.refused("eval m --data t.csv:tale", &["t.csv", "no column `tale`", "id, story"]);
-    place.refused("eval m --data t.csv:story", &["t.csv: line 3", "no text in story"]);
+    place.refused("eval m --data t.csv:story", &["t.csv at line 3", "no text in story"]);
     place.refused("eval m --data none.csv:story", &["none.csv"]);
     fs::write(place.path("t.csv"), "id,text\n1,a\n2\n").unwrap();
     place.refused("eval m --data t.csv", &["t.csv at line 3", "1 fields"]);
