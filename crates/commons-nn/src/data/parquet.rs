@@ -3,6 +3,7 @@
 //! A column inside groups has a name with dots, such as `image.bytes`. Lists and maps are not read.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use parquet::basic::{ConvertedType, LogicalType};
@@ -61,7 +62,13 @@ pub fn read(path: impl AsRef<Path>, names: Option<&[&str]>) -> Result<Records> {
                     .item(format!("column `{name}`"))
                     .remedy(format!("its columns are: {}", all.join(", ")))
             })?;
-        let column = read_column(path, &reader, index, &name)?;
+        // On damaged pages the library can fail an assertion of its own.
+        let column = catch_unwind(AssertUnwindSafe(|| read_column(path, &reader, index, &name)))
+            .unwrap_or_else(|_| {
+                Err(Error::malformed(path, "has a page that cannot be decoded")
+                    .item(format!("column `{name}`"))
+                    .remedy("the file is damaged; fetch it again"))
+            })?;
         columns.push((name, column));
     }
     Records::new(path, columns, Vec::new())
