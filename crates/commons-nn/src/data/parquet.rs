@@ -3,6 +3,7 @@
 //! A column inside groups has a name with dots, such as `image.bytes`. Lists and maps are not read.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use parquet::basic::{ConvertedType, LogicalType};
@@ -40,7 +41,7 @@ pub fn columns(path: impl AsRef<Path>) -> Result<Vec<String>> {
 pub fn read(path: impl AsRef<Path>, names: Option<&[&str]>) -> Result<Records> {
     let path = path.as_ref();
     let reader = open(path)?;
-    check_rows(path, &reader)?;
+    check_claims(path, &reader)?;
     let all = readable(&reader);
     let wanted: Vec<String> = match names {
         Some(names) => names.iter().map(|n| (*n).to_owned()).collect(),
@@ -61,7 +62,13 @@ pub fn read(path: impl AsRef<Path>, names: Option<&[&str]>) -> Result<Records> {
                     .item(format!("column `{name}`"))
                     .remedy(format!("its columns are: {}", all.join(", ")))
             })?;
-        let column = read_column(path, &reader, index, &name)?;
+        // On damaged pages the library can fail an assertion of its own.
+        let column = catch_unwind(AssertUnwindSafe(|| read_column(path, &reader, index, &name)))
+            .unwrap_or_else(|_| {
+                Err(Error::malformed(path, "has a page that cannot be decoded")
+                    .item(format!("column `{name}`"))
+                    .remedy("the file is damaged; fetch it again"))
+            })?;
         columns.push((name, column));
     }
     Records::new(path, columns, Vec::new())
@@ -90,15 +97,27 @@ fn readable(reader: &Reader) -> Vec<String> {
     columns.iter().filter(|c| c.max_rep_level() == 0).map(|c| c.path().string()).collect()
 }
 
-/// Holds the number of rows against the size of the file: runs of one value cost nothing there, but
-/// memory here.
-fn check_rows(path: &Path, reader: &Reader) -> Result<()> {
+/// Holds what is claimed against the size of the file: where columns lie, and the number of rows, for
+/// runs of one value cost nothing there, but memory here.
+fn check_claims(path: &Path, reader: &Reader) -> Result<()> {
     let size = std::fs::metadata(path).map_err(|e| Error::io(path, "read the size", e))?.len();
     let claimed = reader.metadata().row_groups().iter().map(|g| g.num_rows().max(0) as u64);
     let rows = claimed.fold(0u64, u64::saturating_add);
     if rows > FREE_ROWS.max(size.saturating_mul(ROWS_PER_BYTE)) {
         let reason = format!("claims {rows} rows in {size} bytes");
         return Err(Error::malformed(path, reason).remedy("the file is damaged; fetch it again"));
+    }
+    // The library asserts what is checked here.
+    for chunk in reader.metadata().row_groups().iter().flat_map(|g| g.columns()) {
+        let start = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
+        let length = chunk.compressed_size();
+        let end = start.checked_add(length);
+        if start < 0 || length < 0 || end.is_none_or(|end| end as u64 > size) {
+            let reason = format!("claims {length} bytes from byte {start} on, of {size}");
+            return Err(Error::malformed(path, reason)
+                .item(format!("column `{}`", chunk.column_path().string()))
+                .remedy("the file is damaged; fetch it again"));
+        }
     }
     Ok(())
 }
