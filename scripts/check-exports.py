@@ -92,7 +92,7 @@ def main():
     models = sys.argv[1:]
     if not models:
         sys.exit(__doc__)
-    subprocess.run(["cargo", "build", "--release", "-q", "--workspace", "--bins", "--example", "logits"],
+    subprocess.run(["cargo", "build", "--release", "-q", "--workspace", "--bins", "--examples"],
                    cwd=ROOT, check=True)
     failed = False
     for model in models:

@@ -146,7 +146,12 @@ impl Study {
         run: &Run,
     ) -> Result<Similarity> {
         let tokens = &material.train[..material.train.len().min(self.analysis_tokens)];
-        Similarity::measure(model, tokens, self.seq_len, |_, _| Ok(run.check_stop()?))
+        let progress = run.progress();
+        let mut task = progress.task("similarity", None);
+        Similarity::measure(model, tokens, self.seq_len, |done, of| {
+            task.update(done as u64, &format!("window {done} of {of}"));
+            Ok(run.check_stop()?)
+        })
     }
 
     /// Loss of `model` on the test text, nats per token.
@@ -181,7 +186,13 @@ impl Study {
         let most = counts.iter().copied().max().unwrap_or(0);
         let mut model = material.model.clone();
         model.bank.freeze(|_| true);
-        let greedy = removal::greedy(&model, &probe, most, |_, _| Ok(run.check_stop()?))?;
+        let progress = run.progress();
+        let mut task = progress.task("greedy ranking", Some(most as u64));
+        let greedy = removal::greedy(&model, &probe, most, |done, candidates| {
+            task.update(done as u64, &format!("{candidates} candidates tried"));
+            Ok(run.check_stop()?)
+        })?;
+        drop(task);
         let (mut points, mut gates) = (Vec::new(), Vec::new());
         for (&rate, &count) in self.rates.iter().zip(&counts) {
             let learned = self.learn(material, count, seed, run)?;
