@@ -7,10 +7,11 @@
 
 pub mod csv_input;
 mod error;
+pub mod facility_location;
 
 pub use error::{Error, Result};
 
 use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
-pub const METHODS: &[&dyn Method] = &[];
+pub const METHODS: &[&dyn Method] = &[&facility_location::Evidence];
