@@ -8,10 +8,11 @@
 pub mod csv_input;
 mod error;
 pub mod facility_location;
+pub mod multiwinner_subset;
 
 pub use error::{Error, Result};
 
 use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
-pub const METHODS: &[&dyn Method] = &[&facility_location::Evidence];
+pub const METHODS: &[&dyn Method] = &[&facility_location::Evidence, &multiwinner_subset::Evidence];
