@@ -154,7 +154,7 @@ impl Experiment for Evidence {
         Claim::new(
             "median-unfair",
             "the median violates proportional fairness in a quarter of the profiles or more",
-            Figure::text("the median is not fair"),
+            Figure::text("the median is not fair (no rate given)"),
             "violations_up",
             Bound::AtMost(-0.25),
         )

@@ -88,6 +88,7 @@ pub use evidence::Evidence;
 pub use generate::Spread;
 pub use manipulation::{Deviation, Equilibrium, best_deviation};
 pub use mechanism::Mechanism;
+pub use num_rational::BigRational;
 pub use profile::{Cluster, Profile, in_unit};
 pub use scalar::Scalar;
 

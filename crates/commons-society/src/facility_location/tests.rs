@@ -107,6 +107,14 @@ fn worst_welfare_on_grids_equals_the_bounds() {
 }
 
 #[test]
+fn a_random_dictator_costs_the_mean_over_dictators() {
+    let profile = Profile::weighted(qs("1/10 4/5 2/5 1"), qs("1 2 1 3")).unwrap();
+    let cost = |i: usize| profile.share(i) * profile.total_cost(&profile.positions()[i]);
+    let mean = (0..4).map(cost).fold(q("0"), |a, b| a + b);
+    assert_eq!(welfare::random_dictator_cost(&profile), mean);
+}
+
+#[test]
 fn no_misreport_pays_on_the_grid() {
     let mut tried = 0;
     for n in 2..=4 {

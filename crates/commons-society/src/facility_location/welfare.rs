@@ -42,6 +42,19 @@ pub fn welfare<T: Scalar>(profile: &Profile<T>, y: &T) -> Result<Welfare<T>> {
     Ok(Welfare { social_welfare, total_cost, best_welfare, least_cost, welfare_ratio, cost_ratio })
 }
 
+/// Expected total cost when an agent drawn with probability `w_i / W` decides:
+/// `Σ_i Σ_j w_i w_j |x_i − x_j| / W`.
+pub fn random_dictator_cost<T: Scalar>(profile: &Profile<T>) -> T {
+    let (mut weight, mut moment, mut sum) = (T::zero(), T::zero(), T::zero());
+    for &i in profile.order() {
+        let (x, w) = (&profile.positions()[i], &profile.weights()[i]);
+        sum = sum + w.clone() * (x.clone() * weight.clone() - moment.clone());
+        weight = weight + w.clone();
+        moment = moment + w.clone() * x.clone();
+    }
+    T::whole(2) * sum / profile.total().clone()
+}
+
 /// The worst a mechanism does over all profiles of a grid.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorstCase<T> {

@@ -83,5 +83,7 @@ pub use latent::{Bias, Latent, Order, by_utility, mallows_distance};
 pub use rankings::{Ballot, Rankings, numbered};
 pub use report::{DELTA, Needed, Shortlist, shortlist};
 pub use score::{Owa, Score, ScoreFn, Scored, Values};
-pub use select::{Selection, Solver, TiedStep, Ties, greedy, greedy_scored, select, top};
+pub use select::{
+    Selection, Solver, TiedStep, Ties, greedy, greedy_scored, select, select_within, top,
+};
 pub use simulate::{Ratios, Simulation};

@@ -3,7 +3,8 @@
 use commons_core::stats::special::normal_quantile;
 use serde::Serialize;
 
-use super::select::{Selection, select};
+use super::exact::Limits;
+use super::select::{Selection, select, select_within};
 use super::{Bounds, Rankings, Score, Solver};
 use crate::Result;
 
@@ -46,19 +47,20 @@ pub struct Needed {
 /// Chooses, and reports.
 ///
 /// # Errors
-/// As [`select`].
+/// As [`select_within`].
 pub fn shortlist(
     rankings: &Rankings,
     score: &Score,
     k: usize,
     bounds: &Bounds,
     solver: Solver,
+    limits: Limits<'_>,
 ) -> Result<Shortlist> {
-    let selection = select(rankings, score, k, bounds, solver)?;
+    let selection = select_within(rankings, score, k, bounds, solver, limits)?;
     let free = Bounds::none(rankings.items());
     let unconstrained = match bounds.groups().is_empty() {
         true => None,
-        false => Some(select(rankings, score, k, &free, solver)?),
+        false => Some(select_within(rankings, score, k, &free, solver, limits)?),
     };
     let mut judged = Vec::new();
     let others: Vec<Score> = match rankings.approved(0) {

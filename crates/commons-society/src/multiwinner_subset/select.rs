@@ -83,6 +83,21 @@ pub fn select(
     bounds: &Bounds,
     solver: Solver,
 ) -> Result<Selection> {
+    select_within(rankings, score, k, bounds, solver, Limits::default())
+}
+
+/// As [`select`], with limits for the exact solver.
+///
+/// # Errors
+/// As [`select`], and on [`Limits::stop`].
+pub fn select_within(
+    rankings: &Rankings,
+    score: &Score,
+    k: usize,
+    bounds: &Bounds,
+    solver: Solver,
+    limits: Limits<'_>,
+) -> Result<Selection> {
     score.check(rankings)?;
     bounds.check(rankings.items(), k)?;
     match solver {
@@ -94,7 +109,7 @@ pub fn select(
             format!("`top` would ignore how items of `{score}` overlap; use greedy or exact"),
         )),
         Solver::Auto | Solver::Greedy => greedy_scored(&score.matrix(rankings, k)?, k, bounds),
-        Solver::Exact => exact::solve(&score.matrix(rankings, k)?, k, bounds, Limits::default()),
+        Solver::Exact => exact::solve(&score.matrix(rankings, k)?, k, bounds, limits),
     }
 }
 

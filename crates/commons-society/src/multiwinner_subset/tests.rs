@@ -378,14 +378,18 @@ fn committees_are_those_of_abcvoting() {
 
 #[test]
 fn a_report_prices_the_bounds_and_counts_rankings() {
-    let found = shortlist(&biased(), &Score::BORDA, 2, &at_least_one(), Solver::Auto).unwrap();
+    let found =
+        shortlist(&biased(), &Score::BORDA, 2, &at_least_one(), Solver::Auto, Limits::default())
+            .unwrap();
     assert_eq!(found.unconstrained.as_ref().unwrap().score, 44.);
     assert_eq!(found.selection.score, 35.);
     assert_eq!(found.judged[0], (Score::BORDA, 35., 35.));
     let needed = found.needed.unwrap();
     assert_eq!((needed.chosen, needed.other), (0, 1));
     assert!((needed.difference - 0.4).abs() < 1e-12 && !needed.enough);
-    let tied = shortlist(&latent(), &Score::SNTV, 2, &Bounds::none(6), Solver::Auto).unwrap();
+    let tied =
+        shortlist(&latent(), &Score::SNTV, 2, &Bounds::none(6), Solver::Auto, Limits::default())
+            .unwrap();
     assert_eq!(tied.needed.unwrap().rankings, None);
 }
 

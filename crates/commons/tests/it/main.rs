@@ -5,7 +5,9 @@ mod compress;
 mod evidence;
 mod help;
 mod interruption;
+mod locate;
 mod models;
+mod shortlist;
 mod train;
 mod usage;
 
