@@ -202,21 +202,37 @@ impl Bounds {
         sorted: &[usize],
         picks: usize,
     ) -> Option<Vec<usize>> {
-        let mut kinds: BTreeMap<&[usize], Vec<usize>> = BTreeMap::new();
+        // Groups whose bounds cannot bind at this size do not tell items apart.
+        let k = inside.len() + picks;
+        let binds = |g: &usize| {
+            let group = &self.groups[*g];
+            group.min > 0 || group.max < k.min(group.members.len())
+        };
+        let mut kinds: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
         for &c in sorted {
-            kinds.entry(&self.of[c]).or_default().push(c);
+            let groups = self.of[c].iter().copied().filter(binds).collect();
+            kinds.entry(groups).or_default().push(c);
         }
+        // Of a group without a maximum it only matters whether the minimum is reached.
+        let cap = |g: usize| match &self.groups[g] {
+            group if group.max >= k => group.min,
+            group => group.max,
+        };
         let start = self.counts(inside);
         if self.groups.iter().zip(&start).any(|(g, &c)| c > g.max) {
             return None;
         }
+        let start: Vec<usize> = start.iter().enumerate().map(|(g, &c)| c.min(cap(g))).collect();
         // (counts of the groups, picks) -> (sum, items taken of each kind so far)
         let mut table: HashMap<(Vec<usize>, usize), (f64, Vec<usize>)> = HashMap::new();
         table.insert((start, 0), (0., Vec::new()));
         for (groups, items) in &kinds {
             let mut next: HashMap<(Vec<usize>, usize), (f64, Vec<usize>)> = HashMap::new();
             for ((counts, used), (sum, taken)) in table {
-                let room = |&g: &usize| self.groups[g].max - counts[g];
+                let room = |&g: &usize| match self.groups[g].max {
+                    max if max >= k => usize::MAX,
+                    max => max.saturating_sub(counts[g]),
+                };
                 let most = groups.iter().map(room).min().unwrap_or(usize::MAX);
                 let most = most.min(items.len()).min(picks - used);
                 let mut sum = sum;
@@ -225,7 +241,7 @@ impl Bounds {
                         sum += values[items[count - 1]];
                     }
                     let mut counts = counts.clone();
-                    groups.iter().for_each(|&g| counts[g] += count);
+                    groups.iter().for_each(|&g| counts[g] = cap(g).min(counts[g] + count));
                     let mut taken = taken.clone();
                     taken.push(count);
                     let slot = next.entry((counts, used + count));

@@ -1,6 +1,6 @@
 //! Files of rankings and of groups.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use commons_core::{Error as CoreError, fs};
@@ -12,6 +12,9 @@ use crate::{Error, Result};
 
 /// Largest file that is read, bytes.
 const LIMIT: u64 = 1 << 30;
+
+/// Items of a file at most: what it claims is not believed without looking.
+const MOST_ITEMS: usize = 1_000_000;
 
 /// Kinds of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +95,7 @@ fn csv(path: &Path, text: &str) -> Result<Rankings> {
     };
     let ((voter_of, voter_names), (item_of, item_names)) = (index(&voters), index(&items));
     let (n, m) = (voter_names.len(), item_names.len());
+    every_voter_has_rows(&table, &voters, &items, &item_names)?;
     // Row that ranks item c for voter v, and the row that gives voter v the rank r.
     let mut at_rank = vec![usize::MAX; n * m];
     let mut of_item = vec![usize::MAX; n * m];
@@ -120,17 +124,31 @@ fn csv(path: &Path, text: &str) -> Result<Rankings> {
     let mut orders = Vec::with_capacity(n);
     for v in 0..n {
         let rows = &at_rank[v * m..(v + 1) * m];
-        if rows.contains(&usize::MAX) {
-            let missing = (0..m).find(|c| of_item[v * m + c] == usize::MAX).unwrap_or(0);
-            let last = (0..table.len()).rev().find(|&r| voters[r] == voter_names[v]).unwrap_or(0);
-            let problem =
-                format!("voter `{}` does not rank item `{}`", voter_names[v], item_names[missing]);
-            let remedy = "rank every item; incomplete rankings are read from .soi or .jsonl";
-            return Err(table.error(last, "item", problem, remedy));
-        }
         orders.push(rows.iter().map(|&r| item_of[items[r]]).collect());
     }
     Rankings::from_orders(item_names, &orders)
+}
+
+/// Refuses a voter with fewer rows than items, before anything of the size `n · m` is made.
+fn every_voter_has_rows(
+    table: &CsvTable,
+    voters: &[&str],
+    items: &[&str],
+    names: &[String],
+) -> Result<()> {
+    let mut rows: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (row, voter) in voters.iter().enumerate() {
+        rows.entry(voter).or_default().push(row);
+    }
+    let Some((voter, rows)) = rows.into_iter().find(|(_, r)| r.len() < names.len()) else {
+        return Ok(());
+    };
+    let ranked: BTreeSet<&str> = rows.iter().map(|&r| items[r]).collect();
+    let missing = names.iter().find(|n| !ranked.contains(n.as_str()));
+    let problem =
+        format!("voter `{voter}` does not rank item `{}`", missing.map_or("", String::as_str));
+    let remedy = "rank every item; incomplete rankings are read from .soi or .jsonl";
+    Err(table.error(rows.last().copied().unwrap_or(0), "item", problem, remedy))
 }
 
 /// A line of PrefLib data: how many voters, and the blocks.
@@ -188,6 +206,7 @@ fn preflib(path: &Path, text: &str) -> Result<Rankings> {
     }
     let largest = data.iter().flat_map(|(_, (_, b))| b.iter().flatten()).max().copied();
     let m = declared.unwrap_or_else(|| largest.unwrap_or(0));
+    few_enough(path, m)?;
     let mut ballots = Vec::with_capacity(data.len());
     for (line, (weight, blocks)) in data {
         ballots.push(Ballot { weight, blocks: zero_based(path, line, m, blocks)? });
@@ -197,6 +216,14 @@ fn preflib(path: &Path, text: &str) -> Result<Rankings> {
         return Err(whole(path, "", "holds no orders", "lines such as `12: 3,1,{2,4}`"));
     }
     Rankings::from_ballots(items, &ballots)
+}
+
+fn few_enough(path: &Path, m: usize) -> Result<()> {
+    if m <= MOST_ITEMS {
+        return Ok(());
+    }
+    let problem = format!("has {m} items, more than the {MOST_ITEMS} that are read");
+    Err(whole(path, "", problem, "fewer items, numbered from 1"))
 }
 
 /// Checks the items of one line and counts them from 0.
@@ -417,6 +444,7 @@ pub fn abc_yaml(path: impl AsRef<Path>, text: &str) -> Result<AbcProfile> {
     let file: AbcFile = serde_saphyr::from_str(text).map_err(|e| {
         whole(path, "", format!("is no abcvoting profile: {e}"), "`profile` and `num_cand`")
     })?;
+    few_enough(path, file.num_cand)?;
     for (v, ballot) in file.profile.iter().enumerate() {
         for (i, c) in ballot.iter().enumerate() {
             let place = format!("profile[{v}], candidate {c}");

@@ -2,6 +2,9 @@
 
 use crate::{Error, Result};
 
+/// Places stored at most: 16 GiB.
+const MOST_PLACES: usize = 1 << 31;
+
 /// What `n` voters think of `m` items.
 ///
 /// A ballot is a sequence of blocks of tied items, best first; items it does not name are tied at
@@ -35,7 +38,7 @@ impl Rankings {
     /// Naming the ranking that leaves an item out or has one twice.
     pub fn from_orders(items: Vec<String>, orders: &[Vec<usize>]) -> Result<Self> {
         let m = items.len();
-        let mut rankings = Self::empty(items)?;
+        let mut rankings = Self::empty(items, orders.len())?;
         rankings.place.reserve(orders.len() * m);
         for (v, order) in orders.iter().enumerate() {
             let start = rankings.place.len();
@@ -64,7 +67,7 @@ impl Rankings {
     /// above 0.
     pub fn from_ballots(items: Vec<String>, ballots: &[Ballot]) -> Result<Self> {
         let m = items.len();
-        let mut rankings = Self::empty(items)?;
+        let mut rankings = Self::empty(items, ballots.len())?;
         for (v, ballot) in ballots.iter().enumerate() {
             if !(ballot.weight > 0. && ballot.weight.is_finite()) {
                 let reason = format!("weighs {}, which is not above 0", ballot.weight);
@@ -113,9 +116,13 @@ impl Rankings {
         Ok(rankings)
     }
 
-    fn empty(items: Vec<String>) -> Result<Self> {
+    fn empty(items: Vec<String>, n: usize) -> Result<Self> {
         if items.is_empty() {
             return Err(Error::config("items", "there are none; give at least one"));
+        }
+        if items.len().checked_mul(n).is_none_or(|places| places > MOST_PLACES) {
+            let reason = format!("{n} ballots over {} items do not fit; take fewer", items.len());
+            return Err(Error::config("rankings", reason));
         }
         Ok(Self {
             items,

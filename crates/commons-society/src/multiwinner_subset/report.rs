@@ -4,7 +4,7 @@ use commons_core::stats::special::normal_quantile;
 use serde::Serialize;
 
 use super::exact::Limits;
-use super::select::{Selection, select, select_within};
+use super::select::{Selection, greedy_scored, select_within, top};
 use super::{Bounds, Rankings, Score, Solver};
 use crate::Result;
 
@@ -68,13 +68,16 @@ pub fn shortlist(
         None => vec![Score::BORDA, Score::SNTV, Score::BLOC, Score::CC],
     };
     for other in others {
-        let best = select(rankings, &other, k, bounds, Solver::Auto)?.score;
-        let own = match other.is_modular() {
+        let (own, best) = match other.is_modular() {
             true => {
                 let singles = other.singles(rankings, k)?;
-                selection.subset.iter().map(|&c| singles[c]).sum()
+                let own = selection.subset.iter().map(|&c| singles[c]).sum();
+                (own, top(&singles, k, bounds)?.score)
             }
-            false => other.matrix(rankings, k)?.of(&selection.subset),
+            false => {
+                let scored = other.matrix(rankings, k)?;
+                (scored.of(&selection.subset), greedy_scored(&scored, k, bounds)?.score)
+            }
         };
         judged.push((other, own, best));
     }

@@ -267,7 +267,7 @@ fn every_format_is_read() {
 
 #[test]
 fn bad_files_are_refused_with_place_and_remedy() {
-    let cases: [(&str, &str, &[&str]); 16] = [
+    let cases: [(&str, &str, &[&str]); 18] = [
         ("r.csv", "voter,item\nv,a\n", &["column `rank`", "is missing"]),
         (
             "r.csv",
@@ -288,6 +288,8 @@ fn bad_files_are_refused_with_place_and_remedy() {
         ("r.jsonl", "[1]\n{\"approve\": [1]}\n", &["line 2", "mixes"]),
         ("r.abc.yaml", "profile: [[0, 3]]\nnum_cand: 2\n", &["profile[0], candidate 3", "0 to 1"]),
         ("r.xyz", "", &["tells no format", ".soc"]),
+        ("r.soc", "# NUMBER ALTERNATIVES: 99999999999\n1: 1\n", &["99999999999 items, more"]),
+        ("r.abc.yaml", "profile: [[0]]\nnum_cand: 99999999999\n", &["99999999999 items, more"]),
     ];
     for (name, text, words) in cases {
         let error = refused(name, text);
