@@ -71,7 +71,7 @@ def ours(commons, path, score, solver):
 
 def main():
     in_environment()
-    from abcvoting import abcrules, fileops
+    from abcvoting import abcrules, fileio
 
     options = arguments()
     files = profiles(options.paths, options.limit)
@@ -80,7 +80,7 @@ def main():
     for rule, score, solver, every in RULES:
         ratios, same, skipped, totals = [], 0, 0, [0.0, 0.0]
         for path in files:
-            profile, size, _, _ = fileops.read_abcvoting_yaml_file(str(path))
+            profile, size, _, _ = fileio.read_abcvoting_yaml_file(str(path))
             pairs = []
             for _ in range(options.runs):
                 began = time.perf_counter()

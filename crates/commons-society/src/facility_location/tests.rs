@@ -131,8 +131,8 @@ fn only_the_uniform_phantom_survives() {
     for n in 2..=3 {
         let found = survivors(n).unwrap();
         let uniform: Vec<Q> = (0..=n).map(|k| Q::ratio(k, n)).collect();
-        assert_eq!(found.ufs, [uniform.clone()]);
-        assert_eq!(found.pf, [uniform.clone()]);
+        assert_eq!(found.ufs, std::slice::from_ref(&uniform));
+        assert_eq!(found.pf, std::slice::from_ref(&uniform));
         assert_eq!(found.proportional, [uniform]);
         let band = |a: &Q| *a >= Q::ratio(1, n) && *a <= Q::ratio(n - 1, n);
         assert!(found.ifs.iter().all(|alpha| alpha[1..n].iter().all(band)));

@@ -102,6 +102,8 @@ fn mechanisms_stand_side_by_side() {
         rows.as_array().unwrap().iter().find(|r| r["mechanism"] == name).unwrap().clone()
     };
     assert_eq!(row("uniform-phantom")["fraction"], "3/10");
+    assert_eq!(row("nash")["proportional_fairness"], true);
+    assert!(row("nash").get("fraction").is_none(), "Nash's point is not exact");
     assert_eq!(row("median")["groups_below_fair_share"], serde_json::json!(["b"]));
     assert_eq!(row("midpoint")["unanimous_fair_share"], false);
     assert!(row("random dictator")["point"].is_null());

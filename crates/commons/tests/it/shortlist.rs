@@ -40,8 +40,15 @@ fn the_json_has_its_schema() {
     let needed = &found["rankings_needed"];
     assert_eq!((&needed["chosen"], &needed["other"]), (&json!("0"), &json!("1")));
     assert!(needed["rankings"].is_number() && needed["enough"] == false, "{needed}");
-    assert_eq!(found["ties"]["any"], true, "items 2 and 3 have 12 points each");
-    assert_eq!(found["ties"]["steps"][0], json!({"step": 2, "items": ["3", "2"]}));
+    // Items 2 and 3 have 12 points each, but only 3 meets the bound.
+    assert_eq!(
+        found["ties"],
+        json!({"any": false, "steps": [], "committees": [], "complete": true})
+    );
+    let free = place.json("shortlist --rankings r.jsonl -k 3");
+    assert_eq!(free["ties"]["any"], true);
+    assert_eq!(free["ties"]["steps"], json!([{"step": 3, "items": ["2", "3"]}]));
+    assert!(free["price"].is_null() && free["rankings_needed"]["rankings"].is_null(), "{free}");
 }
 
 #[test]
@@ -120,7 +127,7 @@ fn bad_input_is_refused_with_place_and_remedy() {
     let with = |rest: &str| format!("shortlist -r r.jsonl -g g.csv -k 2 {rest}");
     place.refused(&with("--min G2"), &["--min G2", "has no `=`"]);
     place.refused(&with("--min G2=x"), &["--min G2=x", "not a number"]);
-    place.refused(&with("--min G3=1"), &["g.csv has no group `G3`", "`G1`"]);
+    place.refused(&with("--min G3=1"), &["g.csv has no group `G3`", "groups: G1, G2"]);
     place.refused(&with("--min G2=2 --max G2=1"), &["group `G2`", "at least 2 and at most 1"]);
     place.refused(&with("--min G2=4"), &["group `G2`"]);
     place.refused(&with("--min G1=2 --min G2=1"), &["bounds", "no 2 of 6 items"]);

@@ -62,9 +62,10 @@ pub fn run(app: &App, args: &CompareArgs) -> Result<Done> {
         mechanisms.push(name.parse()?);
     }
     let seed = app.seed();
+    let rounded = args.wishes.ask::<f64>(seed)?;
     let rows = match args.wishes.exact {
-        true => compare(&args.wishes.ask::<Exact>(seed)?, &mechanisms)?,
-        false => compare(&args.wishes.ask::<f64>(seed)?, &mechanisms)?,
+        true => compare(&args.wishes.ask::<Exact>(seed)?, &rounded, &mechanisms)?,
+        false => compare(&rounded, &rounded, &mechanisms)?,
     };
     if let Some(path) = &args.plot {
         let mut plot = Plot::new("The points of the mechanisms").x("position").y("mechanism");
@@ -81,11 +82,20 @@ pub fn run(app: &App, args: &CompareArgs) -> Result<Done> {
     Ok(Done::Well)
 }
 
-fn compare<T: Scalar>(question: &Question<T>, mechanisms: &[Mechanism]) -> Result<Vec<Row>> {
+/// `rounded` is the same question in `f64`: Nash's point is found by bisection, and held against
+/// axioms without tolerance it would fail by a rounding error.
+fn compare<T: Scalar>(
+    question: &Question<T>,
+    rounded: &Question<f64>,
+    mechanisms: &[Mechanism],
+) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (column, profile) in &question.columns {
+    for ((column, profile), (_, near)) in question.columns.iter().zip(&rounded.columns) {
         for mechanism in mechanisms {
-            rows.push(row(question, column, profile, mechanism)?);
+            rows.push(match mechanism {
+                Mechanism::Nash => row(rounded, column, near, mechanism)?,
+                _ => row(question, column, profile, mechanism)?,
+            });
         }
         rows.push(lottery(column, profile)?);
     }
@@ -113,7 +123,7 @@ fn row<T: Scalar>(
         column: column.to_owned(),
         mechanism: mechanism.to_string(),
         point: Some(at.to_f64()),
-        fraction: (T::EXACT && *mechanism != Mechanism::Nash).then(|| at.to_string()),
+        fraction: T::EXACT.then(|| at.to_string()),
         social_welfare: w.social_welfare.to_f64(),
         total_cost: w.total_cost.to_f64(),
         welfare_ratio: w.welfare_ratio.map(|r| r.to_f64()),
