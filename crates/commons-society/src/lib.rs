@@ -5,11 +5,14 @@
 //! measured; [`METHODS`] lists them. No tensor engine: the crate builds and tests in seconds.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod csv_input;
 mod error;
+pub mod facility_location;
+pub mod multiwinner_subset;
 
 pub use error::{Error, Result};
 
 use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
-pub const METHODS: &[&dyn Method] = &[];
+pub const METHODS: &[&dyn Method] = &[&facility_location::Evidence, &multiwinner_subset::Evidence];

@@ -151,6 +151,12 @@ pub enum Verb {
     /// Store fewer parameters by sharing weights, then heal
     #[command(after_help = verbs::compress::EXAMPLES)]
     Compress(Box<verbs::compress::CompressArgs>),
+    /// Choose one point for many wishes: fair, and no one gains by lying
+    #[command(after_help = verbs::locate::EXAMPLES)]
+    Locate(Box<verbs::locate::LocateArgs>),
+    /// Choose a few items from many rankings, with places kept for groups
+    #[command(after_help = verbs::shortlist::EXAMPLES)]
+    Shortlist(Box<verbs::shortlist::ShortlistArgs>),
     /// List the methods with their recipes and verdicts
     #[command(after_help = verbs::list::EXAMPLES)]
     List(verbs::list::ListArgs),
@@ -281,6 +287,8 @@ fn dispatch(app: &App, verb: Verb) -> Result<Done> {
         Verb::Generate(args) => verbs::generate::run(app, &args),
         Verb::Train(args) => verbs::train::run(app, &args),
         Verb::Compress(args) => verbs::compress::run(app, &args),
+        Verb::Locate(args) => verbs::locate::run(app, &args),
+        Verb::Shortlist(args) => verbs::shortlist::run(app, &args),
         Verb::List(args) => verbs::list::run(app, &args),
         Verb::Run(args) => verbs::run::run(app, &args),
         Verb::Papers(args) => verbs::papers::run(app, &args),

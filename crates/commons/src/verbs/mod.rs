@@ -5,11 +5,13 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod list;
+pub mod locate;
 pub mod materialize;
 pub mod papers;
 pub mod pull;
 pub mod run;
 pub mod shell;
+pub mod shortlist;
 pub mod train;
 
 /// A heading for the examples in the help of a verb, in the style of clap's own headings.

@@ -2,7 +2,7 @@
 
 use crate::Place;
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 14] = [
     "pull",
     "inspect",
     "materialize",
@@ -10,6 +10,8 @@ const VERBS: [&str; 12] = [
     "generate",
     "train",
     "compress",
+    "locate",
+    "shortlist",
     "list",
     "run",
     "papers",

@@ -1,0 +1,103 @@
+//! One point shared by everyone: nobody gains by lying, and every like-minded group gets a say in
+//! proportion to its size.
+//!
+//! # Paper
+//! Aziz, Lam, Lee, Walsh: *Strategyproof and Proportionally Fair Facility Location*,
+//! arXiv:2111.01566 (2021); journal version in the Journal of Mathematical Economics (2025). No
+//! official code was found.
+//!
+//! # Problem
+//! A single number must be set (a threshold, a temperature, a budget split) from what many people
+//! wish. The average can be pulled by exaggerating. The median cannot, but ignores all but the
+//! majority: with 51 % at 0 and 49 % at 1 it is 0.
+//!
+//! # Method
+//! Agents `1..n` have ideal points `x_i ∈ [0,1]`; the point `y` costs agent `i` `d_i = |x_i − y|`.
+//! Total cost `TC = Σ d_i`, social welfare `SW = n − TC`.
+//!
+//! 1. *Uniform Phantom*: `y = median(x_1..x_n, 1/n, …, (n−1)/n)`, in `O(n log n)` as
+//!    `y = max_k min(x_(k), (n−k+1)/n)`: the largest level that at least as large a part of the
+//!    agents wants to reach.
+//! 2. *Constrained median*: phantoms split evenly between `1/n` and `1 − 1/n`.
+//! 3. Any phantoms of one's own; and to compare with: median, mean, midpoint, Nash welfare,
+//!    dictator, constant ([`Mechanism`]).
+//! 4. *Axioms* ([`axioms`]): unanimity; individual fair share `d_i ≤ 1 − 1/n`; proportionality;
+//!    unanimous fair share `d_i ≤ 1 − s/n` for `s` agents at one point; proportional fairness
+//!    `d_i ≤ 1 − s/n + r` for `s` agents within a range of `r`. A violated one comes with the set
+//!    of agents that it wrongs most.
+//! 5. *Strategyproofness* ([`manipulation`]): the best misreport of each agent; best-response
+//!    dynamics of manipulable mechanisms.
+//!
+//! # Shared / kept apart
+//! Shared: the point. Apart: each agent's ideal point, which only it knows, and its weight.
+//!
+//! # Claim
+//! The Uniform Phantom is the only mechanism that is strategyproof and meets unanimous fair share
+//! (equivalently proportional fairness); its worst welfare ratio, `max_k kn/(k² + (n−k)²)` with
+//! the limit `(1+√2)/2 ≈ 1.207`, is the best of all that meet unanimous fair share; and the pure
+//! Nash equilibria of every continuous, strictly monotone mechanism that meets it, such as the
+//! average, yield the Uniform Phantom's point.
+//!
+//! # Here
+//!
+//! Not measured yet.
+//!
+//! # Differs
+//! * Ours: weights. A coalition of share `s` can force the point up to `α(s)`; with equal weights
+//!   that is the median with phantoms `α(k/n)`. The constrained median's band ends at the heaviest
+//!   agent's share.
+//! * Ours: several independent coordinates, budgets over more than two alternatives
+//!   ([`markets::independent_markets`]), any interval by an affine map.
+//! * `m` phantoms of one's own need not be `n − 1`: each then stands for one of `m + 1` equal parts
+//!   of the electorate. With `m = n − 1` they are Moulin's.
+//! * Locations are equal when they differ by at most 10⁻⁹ in `f64`, exactly in rationals.
+//! * Theorems are tested by enumeration on grids in exact arithmetic, which can refute them but
+//!   not prove them.
+//!
+//! # Use
+//! ```
+//! use commons_society::facility_location::{Mechanism, Profile, axioms, uniform_phantom};
+//!
+//! let x = [0., 0., 1.];
+//! assert_eq!(uniform_phantom(&x)?, 1. / 3.);
+//! let profile = Profile::new(x.to_vec())?;
+//! let median = Mechanism::Median.outcome(&profile)?;
+//! let wronged = axioms::ifs(&profile, &median).unwrap_err();
+//! assert_eq!(wronged.agents, [2]); // it stands at 1, and the median is 0
+//! # Ok::<(), commons_society::Error>(())
+//! ```
+
+pub mod axioms;
+mod enumeration;
+mod evidence;
+mod generate;
+pub mod groups;
+pub mod manipulation;
+pub mod markets;
+mod mechanism;
+mod nash;
+mod profile;
+mod scalar;
+#[cfg(test)]
+mod tests;
+pub mod welfare;
+
+pub use axioms::{Axiom, Witness};
+pub use enumeration::{Survivors, strategyproof_on_grid, survivors};
+pub use evidence::Evidence;
+pub use generate::Spread;
+pub use manipulation::{Deviation, Equilibrium, best_deviation};
+pub use mechanism::Mechanism;
+pub use num_rational::BigRational;
+pub use profile::{Cluster, Profile, in_unit};
+pub use scalar::Scalar;
+
+use crate::Result;
+
+/// The Uniform Phantom's point for agents of equal weight, in any [`Scalar`].
+///
+/// # Errors
+/// When there are no agents, or a position is not in [0, 1].
+pub fn uniform_phantom<T: Scalar>(x: &[T]) -> Result<T> {
+    Mechanism::UniformPhantom.outcome(&Profile::new(x.to_vec())?)
+}
