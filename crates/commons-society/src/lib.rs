@@ -5,6 +5,7 @@
 //! measured; [`METHODS`] lists them. No tensor engine: the crate builds and tests in seconds.
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod csv_input;
 mod error;
 
 pub use error::{Error, Result};

@@ -150,7 +150,10 @@ impl From<commons_core::Error> for Failure {
                 Ok(inner) => Self::from(*inner),
                 Err(other) => match other.downcast::<commons_weights::Error>() {
                     Ok(inner) => Self::from(*inner),
-                    Err(other) => Self::new(kind, chain(&*other)),
+                    Err(other) => match other.downcast::<commons_society::Error>() {
+                        Ok(inner) => Self::from(*inner),
+                        Err(other) => Self::new(kind, chain(&*other)),
+                    },
                 },
             },
             E::Interrupted => Self::interrupted(None),
@@ -180,6 +183,18 @@ impl From<commons_nn::Error> for Failure {
             E::Io { path, action, source } if source.kind() == io::ErrorKind::NotFound => {
                 Self::usage(path.display(), format!("{action}: no such file or folder"))
             }
+            other => Self::failed(chain(&other)),
+        }
+    }
+}
+
+impl From<commons_society::Error> for Failure {
+    fn from(error: commons_society::Error) -> Self {
+        use commons_society::Error as E;
+        match error {
+            E::Config { field, reason } => Self::usage(field, reason),
+            E::Interrupted => Self::interrupted(None),
+            E::Core(error) => error.into(),
             other => Self::failed(chain(&other)),
         }
     }
