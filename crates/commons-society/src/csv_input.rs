@@ -162,12 +162,7 @@ impl CsvTable {
         let cell = |row: usize| {
             let text = self.cell(row, column);
             if text.is_empty() {
-                return Err(self.error(
-                    row,
-                    name,
-                    "is empty",
-                    "fill in a value or remove the row",
-                ));
+                return Err(self.error(row, name, "is empty", "fill in a value or remove the row"));
             }
             Ok(text)
         };
@@ -193,12 +188,9 @@ impl CsvTable {
                 format!("`{text}` is not finite"),
                 "give a finite number or remove the row",
             )),
-            Err(_) if MISSING.contains(&text) => Err(self.error(
-                row,
-                name,
-                "has no value",
-                "fill in a number or remove the row",
-            )),
+            Err(_) if MISSING.contains(&text) => {
+                Err(self.error(row, name, "has no value", "fill in a number or remove the row"))
+            }
             Err(_) => Err(self.error(
                 row,
                 name,

@@ -151,6 +151,15 @@ pub enum Verb {
     /// Store fewer parameters by sharing weights, then heal
     #[command(after_help = verbs::compress::EXAMPLES)]
     Compress(Box<verbs::compress::CompressArgs>),
+    /// Spend a budget of samples over groups so that a model serves all of them
+    #[command(after_help = verbs::allocate::EXAMPLES)]
+    Allocate(verbs::allocate::AllocateArgs),
+    /// Audit decisions: groups, clients, and where a disparity comes from
+    #[command(after_help = verbs::audit::EXAMPLES)]
+    Audit(verbs::audit::AuditArgs),
+    /// Decide and learn on a stream, with the gap between groups held down
+    #[command(after_help = verbs::fair_stream::EXAMPLES)]
+    FairStream(verbs::fair_stream::FairStreamArgs),
     /// List the methods with their recipes and verdicts
     #[command(after_help = verbs::list::EXAMPLES)]
     List(verbs::list::ListArgs),
@@ -273,6 +282,9 @@ fn start(cli: Cli, out: Output) -> Result<Done> {
         Verb::Generate(args) => verbs::generate::run(&app, &args),
         Verb::Train(args) => verbs::train::run(&app, &args),
         Verb::Compress(args) => verbs::compress::run(&app, &args),
+        Verb::Allocate(args) => verbs::allocate::run(&app, &args),
+        Verb::Audit(args) => verbs::audit::run(&app, &args),
+        Verb::FairStream(args) => verbs::fair_stream::run(&app, &args),
         Verb::List(args) => verbs::list::run(&app, &args),
         Verb::Run(args) => verbs::run::run(&app, &args),
         Verb::Papers(args) => verbs::papers::run(&app, &args),
