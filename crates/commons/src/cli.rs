@@ -151,6 +151,15 @@ pub enum Verb {
     /// Store fewer parameters by sharing weights, then heal
     #[command(after_help = verbs::compress::EXAMPLES)]
     Compress(Box<verbs::compress::CompressArgs>),
+    /// Spend a budget of samples over groups so that a model serves all of them
+    #[command(after_help = verbs::allocate::EXAMPLES)]
+    Allocate(verbs::allocate::AllocateArgs),
+    /// Audit decisions: groups, clients, and where a disparity comes from
+    #[command(after_help = verbs::audit::EXAMPLES)]
+    Audit(verbs::audit::AuditArgs),
+    /// Decide and learn on a stream, with the gap between groups held down
+    #[command(after_help = verbs::fair_stream::EXAMPLES)]
+    FairStream(verbs::fair_stream::FairStreamArgs),
     /// Choose one point for many wishes: fair, and no one gains by lying
     #[command(after_help = verbs::locate::EXAMPLES)]
     Locate(Box<verbs::locate::LocateArgs>),
@@ -289,6 +298,9 @@ fn dispatch(app: &App, verb: Verb) -> Result<Done> {
         Verb::Compress(args) => verbs::compress::run(app, &args),
         Verb::Locate(args) => verbs::locate::run(app, &args),
         Verb::Shortlist(args) => verbs::shortlist::run(app, &args),
+        Verb::Allocate(args) => verbs::allocate::run(app, &args),
+        Verb::Audit(args) => verbs::audit::run(app, &args),
+        Verb::FairStream(args) => verbs::fair_stream::run(app, &args),
         Verb::List(args) => verbs::list::run(app, &args),
         Verb::Run(args) => verbs::run::run(app, &args),
         Verb::Papers(args) => verbs::papers::run(app, &args),

@@ -1,4 +1,5 @@
-//! `report.html`: a run on one page that needs no other file, in light and dark.
+//! `report.html`: a run on one page that needs no other file, in light and dark; [`Page`] for
+//! results that are no run.
 
 mod axis;
 mod heat;
@@ -62,6 +63,70 @@ pub(crate) fn html(
     machine(&mut page, result);
     page.push_str("</main>\n</body>\n</html>\n");
     page
+}
+
+/// A page of plots, tables and remarks that needs no other file, in the style of a run's report.
+///
+/// ```
+/// use commons_core::report::{Page, Plot};
+///
+/// let plots = [Plot::new("Two points").line("a", [(0.0, 1.0), (1.0, 2.0)])];
+/// let page = Page { title: "Audit", lead: "of a < b", plots: &plots, ..Page::default() };
+/// assert!(page.to_html().contains("of a &lt; b"));
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Page<'a> {
+    /// Heading, and title of the window.
+    pub title: &'a str,
+    /// A sentence below it.
+    pub lead: &'a str,
+    /// Names and values in a row: rows read, seed, version.
+    pub facts: &'a [(String, String)],
+    /// Remarks, before everything else: what a reader should take away.
+    pub notes: &'a [String],
+    /// Drawings.
+    pub plots: &'a [Plot],
+    /// Tables, below the drawings.
+    pub tables: &'a [Table],
+}
+
+impl Page<'_> {
+    /// The page as one HTML file.
+    pub fn to_html(&self) -> String {
+        let mut page = String::with_capacity(1 << 15);
+        let _ = write!(
+            page,
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>{}</title>\n<style>\n{}{PAGE_STYLE}</style>\n</head>\n<body>\n<main>\n\
+             <h1>{0}</h1>\n<p class=\"lead\">{}</p>\n<ul class=\"facts\">",
+            escape(self.title),
+            plot::STYLE,
+            escape(self.lead),
+        );
+        for (name, value) in self.facts {
+            let _ = write!(page, "<li>{} <b>{}</b></li>", escape(name), escape(value));
+        }
+        page.push_str("</ul>\n");
+        if !self.notes.is_empty() {
+            page.push_str("<ul>\n");
+            self.notes.iter().for_each(|note| {
+                let _ = writeln!(page, "<li>{}</li>", escape(note));
+            });
+            page.push_str("</ul>\n");
+        }
+        if !self.plots.is_empty() {
+            page.push_str("<div class=\"plots\">\n");
+            self.plots.iter().for_each(|plot| figure(&mut page, plot));
+            page.push_str("</div>\n");
+        }
+        for shown in self.tables {
+            let _ = writeln!(page, "<h2>{}</h2>", escape(&shown.title));
+            table(&mut page, shown);
+        }
+        page.push_str("</main>\n</body>\n</html>\n");
+        page
+    }
 }
 
 fn header(page: &mut String, paper: &Paper, result: &RunResult) {

@@ -1,7 +1,10 @@
 //! One file per verb.
 
+pub mod allocate;
+pub mod audit;
 pub mod compress;
 pub mod eval;
+pub mod fair_stream;
 pub mod generate;
 pub mod inspect;
 pub mod list;

@@ -1,8 +1,11 @@
 //! The binary as users meet it: every verb on small real input, bad input, interruption.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod allocate;
+mod audit;
 mod compress;
 mod evidence;
+mod fair_stream;
 mod help;
 mod interruption;
 mod locate;

@@ -1,0 +1,202 @@
+//! Measures the claims.
+
+use commons_core::cells;
+use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
+use commons_core::report::Plot;
+use commons_core::table::{Table, Unit};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::genome::GenomeConfig;
+use super::sampler::SamplerConfig;
+use super::simulate::{Strategy, World, WorldConfig, gaussian, utility};
+use super::utility::Goal;
+use crate::{Error, Result};
+
+/// The evidence for adaptive sampling.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence;
+
+/// A world and the budget spent in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scene {
+    /// The population.
+    pub world: WorldConfig,
+    /// Samples that can be paid.
+    pub budget: f64,
+    /// Samples per group before curves are looked at.
+    pub warm_up: u64,
+    /// Samples of a batch.
+    pub batch: u64,
+}
+
+/// What the evidence is measured on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Repeats, each with its own population or order.
+    pub repeats: usize,
+    /// Repeats of the estimation of means.
+    pub gaussian_repeats: usize,
+    /// Where budgets are spent; the first is the world of the claims on scores.
+    pub scenes: Vec<Scene>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let world = WorldConfig::Prs(GenomeConfig::default());
+        Self {
+            repeats: 3,
+            gaussian_repeats: 200,
+            scenes: vec![Scene { world, budget: 2000., warm_up: 100, batch: 100 }],
+        }
+    }
+}
+
+const DIRECTION: Figure = Figure::text("direction only (abstract)");
+
+/// Deviations of the groups whose means are estimated.
+const DEVIATIONS: [f64; 3] = [0.2, 1., 3.];
+
+impl Experiment for Evidence {
+    const PAPER: Paper = Paper {
+        slug: "adaptive-sampling",
+        title: "Adaptive Sampling Strategies to Construct Equitable Training Datasets",
+        year: 2022,
+        shares: "a budget of samples among population groups",
+        link: "https://arxiv.org/abs/2202.01327",
+    };
+
+    const CLAIMS: &'static [Claim] = &[
+        Claim::new(
+            "optimal",
+            "with unknown variances, adaptive sampling comes within 2 % of knowing them",
+            Figure::text("attains the optimum (theorem)"),
+            "variance_adaptive",
+            Bound::AtMost(1.02),
+        )
+        .against("variance_oracle", Compare::Ratio),
+        Claim::new(
+            "scores-equal",
+            "polygenic scores: mean R² over groups is no lower than by equal sampling",
+            DIRECTION,
+            "prs_mean_adaptive",
+            Bound::AtLeast(0.),
+        )
+        .against("prs_mean_equal", Compare::Difference),
+        Claim::new(
+            "scores-proportional",
+            "polygenic scores: mean R² over groups is higher than by proportional sampling",
+            DIRECTION,
+            "prs_mean_adaptive",
+            Bound::AtLeast(0.),
+        )
+        .against("prs_mean_proportional", Compare::Difference),
+        Claim::new(
+            "worst-equal",
+            "polygenic scores: R² of the worst-off group is no lower than by equal sampling",
+            DIRECTION,
+            "prs_worst_adaptive",
+            Bound::AtLeast(0.),
+        )
+        .against("prs_worst_equal", Compare::Difference),
+        Claim::new(
+            "worst-proportional",
+            "polygenic scores: R² of the worst-off group is higher than by proportional sampling",
+            DIRECTION,
+            "prs_worst_adaptive",
+            Bound::AtLeast(0.),
+        )
+        .against("prs_worst_proportional", Compare::Difference),
+    ];
+
+    const RECIPES: &'static [Recipe] =
+        &[Recipe::smoke(include_str!("smoke.toml")), Recipe::full(include_str!("full.toml"))];
+
+    type Config = Settings;
+
+    fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
+        measure(settings, run).map_err(|error| match error {
+            Error::Interrupted => commons_core::Error::Interrupted,
+            Error::Core(error) => error,
+            other => commons_core::Error::other(other),
+        })
+    }
+}
+
+fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
+    if settings.repeats == 0 || settings.gaussian_repeats == 0 || settings.scenes.is_empty() {
+        return Err(Error::config("repeats, gaussian_repeats, scenes", "are at least one each"));
+    }
+    means(settings, run)?;
+    for scene in &settings.scenes {
+        strategies(settings, scene, run)?;
+    }
+    Ok(())
+}
+
+/// The estimation of three means, where the best allocation is known.
+fn means(settings: &Settings, run: &mut Run) -> Result<()> {
+    let config = SamplerConfig { budget: 900., warm_up: 10, batch: 10, ..SamplerConfig::default() };
+    let objective = |n: &[f64]| -> f64 { DEVIATIONS.iter().zip(n).map(|(s, n)| s * s / n).sum() };
+    let total: f64 = DEVIATIONS.iter().sum();
+    let oracle: Vec<f64> = DEVIATIONS.iter().map(|s| config.budget * s / total).collect();
+    for repeat in 0..settings.gaussian_repeats as u64 {
+        let n = gaussian(&DEVIATIONS, &config, run.seed().fork("gaussian", repeat))?;
+        let n: Vec<f64> = n.iter().map(|&n| n as f64).collect();
+        run.measure("variance_adaptive", objective(&n));
+        run.measure("variance_oracle", objective(&oracle));
+        run.measure("variance_equal", objective(&[300.; 3]));
+        run.measure("variance_proportional", objective(&[720., 135., 45.]));
+    }
+    Ok(())
+}
+
+fn strategies(settings: &Settings, scene: &Scene, run: &mut Run) -> Result<()> {
+    let key = scene.world.key();
+    let mut table = Table::new(format!("Mean over repeats, {key}"))
+        .columns(["utility", "strategy", "samples"])
+        .column("mean performance", Unit::Plain)
+        .column("worst performance", Unit::Plain);
+    let mut plot = Plot::new(format!("Worst performance by strategy, {key}")).y("1 − loss");
+    for (name, goal) in [("mean", Goal::Utilitarian), ("worst", Goal::MaxMin)] {
+        for strategy in Strategy::ALL {
+            let (mut mean, mut worst, mut samples) = (Vec::new(), Vec::new(), Vec::<f64>::new());
+            for repeat in 0..settings.repeats as u64 {
+                run.check_stop()?;
+                let seed = run.seed().fork("repeat", repeat);
+                let world = World::new(&scene.world, scene.budget as u64, seed)?;
+                let config = SamplerConfig {
+                    utility: goal,
+                    budget: scene.budget,
+                    warm_up: scene.warm_up,
+                    batch: scene.batch,
+                    ..SamplerConfig::default()
+                };
+                let n = world.spend(strategy, &config)?;
+                let losses = world.losses(&n);
+                mean.push(utility(Goal::Utilitarian, 1., &losses));
+                worst.push(utility(Goal::MaxMin, 1., &losses));
+                let judged = if goal == Goal::MaxMin { &worst } else { &mean };
+                if let Some(value) = judged.last() {
+                    run.measure(&format!("{key}_{name}_{}", strategy.key()), *value);
+                }
+                samples.resize(n.len(), 0.);
+                samples.iter_mut().zip(&n).for_each(|(s, n)| *s += *n as f64);
+            }
+            let average = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+            let shown = samples.iter().map(|s| format!("{:.0}", s / settings.repeats as f64));
+            let shown = shown.collect::<Vec<_>>().join(", ");
+            table.push(cells![name, strategy.key(), shown, average(&mean), average(&worst)]);
+            if goal == Goal::MaxMin {
+                let interval = commons_core::stats::t_interval(&worst, 0.95).ok();
+                let interval = interval.map(|i| (i.low, i.high));
+                plot = plot.bar(strategy.key(), average(&worst), interval);
+            }
+        }
+    }
+    run.plot(plot);
+    run.table(table);
+    Ok(())
+}
