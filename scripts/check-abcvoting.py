@@ -8,9 +8,8 @@ FOLDER holds .abc.yaml files, such as the test instances of abcvoting. The first
 environment under target/ and installs abcvoting from PyPI with pip as it is set up here.
 
 Times are those of the searches alone, without starting a process or reading a file: abcvoting's in
-this process, ours as `seconds` of the JSON, which includes the search without bounds, the judgement
-by other scores and the count of rankings needed. The two alternate, run by run; a ratio is the median
-over runs of abcvoting's time over ours.
+this process, warm after the first run, ours as `seconds` of the JSON, each in a new process. The two
+alternate, run by run; a ratio is the median over runs of abcvoting's time over ours.
 """
 import argparse
 import json

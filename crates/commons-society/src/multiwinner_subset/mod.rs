@@ -81,7 +81,7 @@ pub use bounds::{Bounds, Group};
 pub use evidence::Evidence;
 pub use latent::{Bias, Latent, Order, by_utility, mallows_distance};
 pub use rankings::{Ballot, Rankings, numbered};
-pub use report::{DELTA, Needed, Shortlist, shortlist};
+pub use report::{DELTA, Needed, Shortlist, report, shortlist};
 pub use score::{Owa, Score, ScoreFn, Scored, Values};
 pub use select::{
     Selection, Solver, TiedStep, Ties, greedy, greedy_scored, select, select_within, top,

@@ -57,6 +57,22 @@ pub fn shortlist(
     limits: Limits<'_>,
 ) -> Result<Shortlist> {
     let selection = select_within(rankings, score, k, bounds, solver, limits)?;
+    report(rankings, score, k, bounds, solver, limits, selection)
+}
+
+/// Reports on a `selection` that `solver` made.
+///
+/// # Errors
+/// As [`select_within`].
+pub fn report(
+    rankings: &Rankings,
+    score: &Score,
+    k: usize,
+    bounds: &Bounds,
+    solver: Solver,
+    limits: Limits<'_>,
+    selection: Selection,
+) -> Result<Shortlist> {
     let free = Bounds::none(rankings.items());
     let unconstrained = match bounds.groups().is_empty() {
         true => None,

@@ -12,7 +12,7 @@ use commons_core::format::{grouped, number};
 use commons_society::multiwinner_subset::exact::Limits;
 use commons_society::multiwinner_subset::files::{self, Format};
 use commons_society::multiwinner_subset::{
-    Bounds, Group, Rankings, Score, Shortlist, Solver, shortlist,
+    Bounds, Group, Rankings, Score, Shortlist, Solver, report, select_within,
 };
 use serde::Serialize;
 
@@ -151,7 +151,7 @@ struct Listed {
     /// exchanged.
     rankings_needed: Option<NeededOut>,
     ties: TiesOut,
-    /// Time of the search, without reading.
+    /// Time of the search for the subset, without reading and without this report.
     seconds: f64,
 }
 
@@ -225,8 +225,11 @@ pub fn run(app: &App, args: &ShortlistArgs) -> Result<Done> {
     let began = Instant::now();
     let stop = app.stop.flag();
     let limits = Limits { stop: Some(&stop), ..Limits::default() };
-    let found = shortlist(&rankings, &score, k, &bounds, args.solver.into(), limits)?;
-    let listed = listed(&rankings, &score, k, &bounds, &found, began.elapsed().as_secs_f64());
+    let solver = args.solver.into();
+    let selection = select_within(&rankings, &score, k, &bounds, solver, limits)?;
+    let seconds = began.elapsed().as_secs_f64();
+    let found = report(&rankings, &score, k, &bounds, solver, limits, selection)?;
+    let listed = listed(&rankings, &score, k, &bounds, &found, seconds);
     match app.out.json {
         true => app.out.json(&listed)?,
         false => show(app, &listed)?,
