@@ -83,13 +83,17 @@ fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     }
 }
 
-/// Equality that takes `1` for `1.0`: a recipe may write a whole number where the settings hold a
-/// float.
+/// Whether `a`, measured, is what a recipe asks for by `b`. Takes `1` for `1.0`: a recipe may write
+/// a whole number where the settings hold a float.
 fn equal(a: &Value, b: &Value) -> bool {
     let number = |value: &Value| value.as_float().or_else(|| value.as_integer().map(|i| i as f64));
     match (a, b) {
         (Value::Array(a), Value::Array(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
+        }
+        // What a recipe leaves out of an entry of a list was filled with defaults.
+        (Value::Table(measured), Value::Table(wanted)) => {
+            wanted.iter().all(|(key, b)| measured.get(key).is_some_and(|a| equal(a, b)))
         }
         _ => a == b || number(a).is_some_and(|a| Some(a) == number(b)),
     }

@@ -83,7 +83,7 @@ impl Forest {
 
     /// Gradients of a loss whose derivative by the forest's probabilities is `slope`, `[classes]`;
     /// written over `splits` and `leaves`, which have the shapes of the parameters.
-    pub fn backward(
+    pub fn gradients_of(
         &self,
         x: &[f64],
         trace: &Trace,

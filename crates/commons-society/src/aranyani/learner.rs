@@ -255,7 +255,7 @@ impl FairForest {
                 let mut slope = vec![0.; self.config.classes];
                 slope[positive] = 1.;
                 let (splits, leaves) = (&mut self.splits, &mut self.leaves);
-                self.forest.backward(x, &self.trace, &slope, splits, leaves);
+                self.forest.gradients_of(x, &self.trace, &slope, splits, leaves);
                 let value = [self.trace.probabilities[positive]];
                 self.statistics.observe(condition, a, &value, |_, out, keep, scale| {
                     let fresh = splits.iter().chain(leaves.iter());
@@ -268,7 +268,7 @@ impl FairForest {
     fn step(&mut self, x: &[f64], y: usize, fair: bool) {
         let mut slope = vec![0.; self.config.classes];
         slope[y] = -1. / self.trace.probabilities[y].max(1e-8);
-        self.forest.backward(x, &self.trace, &slope, &mut self.splits, &mut self.leaves);
+        self.forest.gradients_of(x, &self.trace, &slope, &mut self.splits, &mut self.leaves);
         if fair {
             let (huber, delta) = (self.config.huber, self.config.delta);
             let (lambda, contrast) = (self.config.lambda, self.config.contrast);

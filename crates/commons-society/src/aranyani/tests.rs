@@ -73,7 +73,7 @@ proptest! {
         let mut slope = vec![0.; classes];
         slope[y] = -1. / trace.probabilities[y];
         let (mut splits, mut leaves) = (vec![0.; forest.splits.len()], vec![0.; forest.leaves.len()]);
-        forest.backward(&x, &trace, &slope, &mut splits, &mut leaves);
+        forest.gradients_of(&x, &trace, &slope, &mut splits, &mut leaves);
         let mut loss = |forest: &Forest| {
             forest.forward(&x, &mut trace);
             -trace.probabilities[y].ln()
