@@ -158,7 +158,7 @@ pub fn result() -> RunResult {
         measures: BTreeMap::new(),
         tables: Vec::new(),
         notes: vec!["One note.".to_owned()],
-        config: "steps = 100\nrate = 1.0\n".to_owned(),
+        config: "steps = 100\nrate = 1.0\nruns = [{ size = 2, seed = 0 }]\n".to_owned(),
     }
 }
 

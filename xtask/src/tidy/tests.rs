@@ -298,6 +298,12 @@ fn results_belong_to_the_recipe_beside_them() {
     expect(&tree, "fresh-results", &format!("{full}:2"));
     tree.write(&full, "steps = 100\n[data]\nname = \"x\"\n");
     expect(&tree, "fresh-results", &format!("{full}:3"));
+    tree.write(&full, "steps = 100\nruns = [{ size = 2 }]\n");
+    expect_none(&tree);
+    for other in ["{ size = 3 }", "{ size = 2 }, { size = 2 }", "{ width = 2 }"] {
+        tree.write(&full, &format!("steps = 100\nruns = [{other}]\n"));
+        expect(&tree, "fresh-results", &format!("{full}:2"));
+    }
 }
 
 #[test]
