@@ -18,6 +18,10 @@ use commons_ops::{
 const BATCH: usize = 64;
 
 fn main() -> Result<()> {
+    rayon::join(run, || ()).0
+}
+
+fn run() -> Result<()> {
     let steps = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(2000);
     let normal = |name: &str, dims: &[usize], scale: f32| -> Result<Tensor> {
         let mut data = vec![0f32; dims.iter().product()];

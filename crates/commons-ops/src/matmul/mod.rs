@@ -14,10 +14,12 @@ use pack::Packed;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Multiply-adds that one thread does in about 0.2 ms: the least size of a piece.
+/// Multiply-adds that one thread does in about 0.2 ms: the size of a piece.
 const GRAIN: usize = 16 << 20;
 /// Pieces for each thread when the product is large.
 const PIECES: usize = 4;
+/// Multiply-adds worth waking a second thread for.
+const LEAST: usize = 4 << 20;
 
 /// Cuts fall on multiples of these: the height and width of the largest tile.
 const ROWS: usize = 8;
@@ -87,9 +89,12 @@ pub(crate) fn mat_mut(data: &mut [f32], rows: usize, columns: usize) -> Rows<'_>
 
 /// `dst = alpha · a b`, or `dst += …` if `add`, on as many threads as there are.
 pub(crate) fn matmul(dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
-    // A few pieces a thread, so that none waits long; larger ones pack their operands less often.
-    let share = a.rows * b.columns * a.columns / (PIECES * rayon::current_num_threads().max(1));
-    pieces(dst, add, a, b, alpha, share.max(GRAIN));
+    let threads = rayon::current_num_threads().max(1);
+    let work = a.rows * b.columns * a.columns;
+    // Large products: a few pieces a thread, so that none waits long and operands are not packed
+    // more often than needed. Small ones: a piece a thread.
+    let grain = (work / (PIECES * threads)).max(GRAIN.min(work / threads)).max(LEAST);
+    pieces(dst, add, a, b, alpha, grain);
 }
 
 /// [`matmul`] in pieces of about `grain` multiply-adds.
