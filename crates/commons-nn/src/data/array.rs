@@ -59,7 +59,7 @@ impl Array {
     }
 
     /// The same numbers, given in column-major order, in row-major order.
-    pub(super) fn from_columns(self) -> Self {
+    pub(super) fn into_rows(self) -> Self {
         if self.shape.len() < 2 || self.bytes.is_empty() {
             return self;
         }

@@ -82,7 +82,7 @@ fn parse(
 ) -> Result<()> {
     let head = set.label_bytes();
     let size = head + PIXELS;
-    if bytes.is_empty() || bytes.len() % size != 0 {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(size) {
         let whole = bytes.len() / size * size;
         let reason = format!("has {} bytes, no whole number of records of {size}", bytes.len());
         return Err(Error::malformed(file, reason)

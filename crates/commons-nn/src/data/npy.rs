@@ -146,7 +146,7 @@ fn array(mut source: impl Read, most: u64) -> Result<Array, Fault> {
     }
     let bytes = data(source, size, start)?;
     let array = Array::new(number, header.shape, bytes, big);
-    Ok(if header.fortran_order { array.from_columns() } else { array })
+    Ok(if header.fortran_order { array.into_rows() } else { array })
 }
 
 /// The `size` bytes of data, and nothing after them.
