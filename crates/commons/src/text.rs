@@ -249,25 +249,6 @@ mod tests {
         assert!(d.test.text.contains("line 99 of"));
     }
 
-    fn table(text: &str, asked: Option<&str>) -> Result<String> {
-        from_table(&data::jsonl::parse(Path::new("x.jsonl"), text.as_bytes())?, asked)
-    }
-
-    #[test]
-    fn tables_give_a_line_per_row_and_name_the_bad_one() {
-        let mixed = "{\"text\": \"a\"}\n{\"prompt\": \"b\", \"completion\": \"c\"}\n";
-        assert_eq!(table(mixed, None).unwrap(), "a\nbc\n");
-        let error = table("{\"text\": \"a\"}\n\n{}\n", None).unwrap_err();
-        assert!(error.to_string().starts_with("x.jsonl: line 3"), "{error}");
-        let quiz = "{\"question\": \"2+2=\", \"answer\": 4, \"a+b\": \"c\"}";
-        assert_eq!(table(quiz, Some("question+answer")).unwrap(), "2+2=4\n");
-        assert_eq!(table(quiz, Some("a+b")).unwrap(), "c\n");
-        let error = table(quiz, None).unwrap_err();
-        assert!(error.to_string().contains("no column `text`"), "{error}");
-        let error = table(quiz, Some("query")).unwrap_err();
-        assert!(error.to_string().contains("no column `query`"), "{error}");
-    }
-
     #[test]
     fn columns_stand_behind_a_colon() {
         assert_eq!(split_columns("a/b.csv:title"), ("a/b.csv", Some("title")));
@@ -275,6 +256,5 @@ mod tests {
         assert_eq!(split_columns("a/b.csv"), ("a/b.csv", None));
         assert_eq!(split_columns("C:\\texts\\b.csv"), ("C:\\texts\\b.csv", None));
         assert_eq!(split_columns("C:/texts/b.csv"), ("C:/texts/b.csv", None));
-        assert_eq!(ending(Path::new("x/A.CSV.gz")), "csv");
     }
 }

@@ -128,3 +128,32 @@ fn cell(table: &Records, column: &str, row: usize) -> Option<String> {
         Column::Bytes(values) => String::from_utf8(values.get(row)?.clone()?).ok(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str, asked: Option<&str>) -> Result<String> {
+        from_table(&jsonl::parse(Path::new("x.jsonl"), text.as_bytes())?, asked)
+    }
+
+    #[test]
+    fn tables_give_a_line_per_row_and_name_the_bad_one() {
+        let mixed = "{\"text\": \"a\"}\n{\"prompt\": \"b\", \"completion\": \"c\"}\n";
+        assert_eq!(table(mixed, None).unwrap(), "a\nbc\n");
+        let error = table("{\"text\": \"a\"}\n\n{}\n", None).unwrap_err();
+        assert!(error.to_string().contains("x.jsonl at line 3"), "{error}");
+        let quiz = "{\"question\": \"2+2=\", \"answer\": 4, \"a+b\": \"c\"}";
+        assert_eq!(table(quiz, Some("question+answer")).unwrap(), "2+2=4\n");
+        assert_eq!(table(quiz, Some("a+b")).unwrap(), "c\n");
+        let error = table(quiz, None).unwrap_err();
+        assert!(error.to_string().contains("no column `text`"), "{error}");
+        let error = table(quiz, Some("query")).unwrap_err();
+        assert!(error.to_string().contains("no column `query`"), "{error}");
+    }
+
+    #[test]
+    fn endings_stand_before_gz() {
+        assert_eq!(ending(Path::new("x/A.CSV.gz")), "csv");
+    }
+}

@@ -42,7 +42,7 @@ impl GenomeConfig {
     /// # Errors
     /// Naming the field.
     pub fn check(&self) -> Result<()> {
-        if self.variants == 0 || self.variants % BLOCK != 0 {
+        if self.variants == 0 || !self.variants.is_multiple_of(BLOCK) {
             return Err(Error::config(
                 "variants",
                 format!("{} is no multiple of {BLOCK}", self.variants),

@@ -87,9 +87,9 @@ pub fn plan(groups: &[Group], budget: f64, goal: Goal, top: f64) -> Result<Plan>
     let weights = check(groups, budget)?;
     let samples = match goal {
         Goal::Utilitarian => utilitarian(groups, &weights, budget),
-        Goal::Ces(rho) if rho == 1. => utilitarian(groups, &weights, budget),
+        Goal::Ces(1.) => utilitarian(groups, &weights, budget),
         Goal::MaxMin => max_min(groups, budget),
-        Goal::Gap(kappa) if kappa == 1. => max_min(groups, budget),
+        Goal::Gap(1.) => max_min(groups, budget),
         Goal::Ces(_) | Goal::Gap(_) => conic(groups, &weights, budget, goal, top)?,
     };
     let utility = |n: &[f64]| worth(groups, &weights, n, goal, top);

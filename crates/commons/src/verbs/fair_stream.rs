@@ -243,12 +243,12 @@ impl StreamArgs {
         }
     }
 
-    fn from_pipe(&self) -> bool {
+    fn is_piped(&self) -> bool {
         self.input == Path::new("-")
     }
 
     fn open(&self) -> Result<(Box<dyn Read>, PathBuf)> {
-        if self.from_pipe() {
+        if self.is_piped() {
             return Ok((Box::new(std::io::stdin().lock()), standard_input()));
         }
         let file = File::open(&self.input).map_err(CoreError::io("read", &self.input))?;
@@ -259,7 +259,7 @@ impl StreamArgs {
     fn pipeline(&self, lambda: f64, seed: u64) -> Result<Pipeline> {
         let mut pipeline = Pipeline::new(self.config(lambda), seed)?;
         if self.normalise == NormaliseArg::File {
-            if self.from_pipe() {
+            if self.is_piped() {
                 return Err(Failure::usage("--normalise file", "needs a file, not standard input")
                     .help("use --normalise running"));
             }
@@ -320,7 +320,7 @@ fn fit(app: &App, args: &FitArgs) -> Result<Done> {
             // Unbuffered: whoever feeds the pipe may wait for the answer.
             app.out.stream(&line).map_err(|e| CoreError::other(e.to_string()))?;
         }
-        if let Some(file) = metrics.as_mut().filter(|_| d.row % EVERY == 0) {
+        if let Some(file) = metrics.as_mut().filter(|_| d.row.is_multiple_of(EVERY)) {
             let scores = json!({ "row": d.row, "scores": pipeline.scores() });
             write(file, &args.metrics, format!("{scores}\n"))?;
         }
@@ -363,7 +363,7 @@ struct SweepPoint {
 }
 
 fn sweep(app: &App, args: &SweepArgs) -> Result<Done> {
-    if args.stream.from_pipe() {
+    if args.stream.is_piped() {
         return Err(Failure::usage("--input -", "a sweep reads the stream once per weight")
             .help("save the stream to a file first"));
     }
