@@ -16,18 +16,22 @@ use super::*;
 use crate::error::Error;
 
 /// A file of `bytes` in a folder of its own.
-pub(crate) struct Held(tempfile::TempDir, PathBuf);
+pub(crate) struct Held {
+    path: PathBuf,
+    // The folder goes when this does.
+    _folder: tempfile::TempDir,
+}
 
 impl Held {
     pub(crate) fn new(name: &str, bytes: &[u8]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        Self(folder, path)
+        Self { path, _folder: folder }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.1
+        &self.path
     }
 }
 

@@ -52,7 +52,7 @@ fn a_state_carries_the_collection_from_step_to_step() {
         counts[g] += size;
         // The second group varies three times as much.
         let spread = if g == 1 { 3. } else { 1. };
-        let value = |i: u64| spread * if i % 2 == 0 { 1. } else { -1. };
+        let value = |i: u64| spread * if i.is_multiple_of(2) { 1. } else { -1. };
         let rows: String = (0..size).map(|i| format!("{name},{}\n", value(i))).collect();
         std::fs::write(place.path("o.csv"), format!("group,value\n{rows}")).unwrap();
         step = place.json("allocate next --state s.json --observed o.csv");
