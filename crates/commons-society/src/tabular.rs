@@ -8,8 +8,8 @@ use commons_core::{Rng, Seed};
 use crate::csv_input::CsvTable;
 use crate::{Error, Result};
 
-/// Columns of `adult.data`, which has no header.
-const ADULT: [&str; 15] = [
+/// Columns of UCI's `adult.data`, which has no header; the label comes last.
+pub const ADULT: [&str; 15] = [
     "age",
     "workclass",
     "fnlwgt",

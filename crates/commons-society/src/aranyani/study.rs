@@ -9,26 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::baseline::{Hoeffding, Mlp};
 use super::learner::{Constraint, FairForest, ForestConfig};
 use super::prequential::{Prequential, Scores, decide};
-use crate::tabular::{Encoding, People};
+use crate::tabular::{ADULT, Encoding, People};
 use crate::{Error, Result};
-
-/// Features of Adult, in the order of the file.
-const ADULT: [&str; 14] = [
-    "age",
-    "workclass",
-    "fnlwgt",
-    "education",
-    "education-num",
-    "marital-status",
-    "occupation",
-    "relationship",
-    "race",
-    "sex",
-    "capital-gain",
-    "capital-loss",
-    "hours-per-week",
-    "native-country",
-];
 
 /// Features of COMPAS.
 const COMPAS: [&str; 10] = [
@@ -82,7 +64,9 @@ impl Source {
     pub fn people(&self, seed: Seed) -> Result<People> {
         match self {
             Self::Generated { rows } => People::generated(*rows, seed),
-            Self::Adult { path } => People::adult(path, "sex", &ADULT, Encoding::Label),
+            Self::Adult { path } => {
+                People::adult(path, "sex", &ADULT[..ADULT.len() - 1], Encoding::Label)
+            }
             Self::Compas { path } => {
                 let mut people = People::compas(path, "race", &COMPAS, Encoding::Label)?;
                 let white = people.groups.iter().position(|g| g == "Caucasian");

@@ -15,6 +15,7 @@ use super::{
     strategyproof_on_grid, survivors,
 };
 use crate::csv_input::CsvTable;
+use crate::tabular::ADULT;
 use crate::{Error, Result};
 
 /// The evidence for the Uniform Phantom.
@@ -66,25 +67,6 @@ const EXCERPT_NAME: &str = "excerpt";
 
 /// The first 300 rows with an occupation of UCI Adult (Becker & Kohavi 1996, CC BY 4.0).
 const EXCERPT: &str = include_str!("adult-excerpt.csv");
-
-/// Columns of UCI's `adult.data`, which has no header.
-const ADULT: [&str; 15] = [
-    "age",
-    "workclass",
-    "fnlwgt",
-    "education",
-    "education-num",
-    "marital-status",
-    "occupation",
-    "relationship",
-    "race",
-    "sex",
-    "capital-gain",
-    "capital-loss",
-    "hours-per-week",
-    "native-country",
-    "income",
-];
 
 /// The number wished for, its range, and the groups.
 const WISH: (&str, f64, f64) = ("education-num", 1., 16.);
