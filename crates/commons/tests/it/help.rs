@@ -2,7 +2,7 @@
 
 use crate::Place;
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 17] = [
     "pull",
     "inspect",
     "materialize",
@@ -12,6 +12,9 @@ const VERBS: [&str; 14] = [
     "compress",
     "locate",
     "shortlist",
+    "allocate",
+    "audit",
+    "fair-stream",
     "list",
     "run",
     "papers",
