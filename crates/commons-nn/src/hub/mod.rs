@@ -22,11 +22,16 @@ use commons_core::{Progress, Silent, Stop};
 use http::Fetched;
 pub use registry::{Client, ENTRIES, Entry, Kind, Source};
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{Error, Result, Unresolved};
 use crate::format::atomic;
 
 /// The hub used unless `HF_ENDPOINT` names another.
 const ENDPOINT: &str = "https://huggingface.co";
+
+/// The source that the manifest of an unpacked entry names.
+const EMBEDDED: &str = "embedded";
 
 /// A file that the program carries: its name and content.
 pub type EmbeddedFile = (&'static str, &'static [u8]);
@@ -34,8 +39,8 @@ pub type EmbeddedFile = (&'static str, &'static [u8]);
 type Embedded = RwLock<HashMap<(Kind, &'static str), &'static [EmbeddedFile]>>;
 
 fn embedded() -> &'static Embedded {
-    static EMBEDDED: OnceLock<Embedded> = OnceLock::new();
-    EMBEDDED.get_or_init(Embedded::default)
+    static TABLE: OnceLock<Embedded> = OnceLock::new();
+    TABLE.get_or_init(Embedded::default)
 }
 
 /// Offers files that the program carries under a name of the registry with [`Source::Embedded`].
@@ -106,7 +111,7 @@ impl Hub {
         }
         let mut attempts = vec![(format!("path {name}"), "no such file or folder".to_owned())];
         let slot = self.slot(kind, name)?;
-        if let Some(manifest) = slot.whole() {
+        if let Some(manifest) = current(kind, name, &slot) {
             return Ok(slot.target(&manifest));
         }
         attempts.push((format!("cache {}", slot.folder.display()), "not there".to_owned()));
@@ -129,7 +134,7 @@ impl Hub {
     /// The file or folder of `name` if it is already in the cache; nothing is fetched.
     pub fn cached(&self, kind: Kind, name: &str) -> Option<PathBuf> {
         let slot = self.slot(kind, name).ok()?;
-        slot.whole().map(|manifest| slot.target(&manifest))
+        current(kind, name, &slot).map(|manifest| slot.target(&manifest))
     }
 
     /// What the cache holds under `name`.
@@ -364,6 +369,27 @@ pub fn cached_data(name: &str) -> Option<PathBuf> {
     Hub::from_env().cached(Kind::Data, name)
 }
 
+/// What the cache holds, unless it was unpacked by another version of this program that carried
+/// something else under the name: then it is forgotten.
+fn current(kind: Kind, name: &str, slot: &Slot) -> Option<Manifest> {
+    let manifest = slot.whole()?;
+    let carried = embedded().read().ok().and_then(|table| table.get(&(kind, name)).copied());
+    let stale = carried.filter(|_| manifest.source == EMBEDDED).is_some_and(|files| {
+        files.len() != manifest.files.len()
+            || files.iter().any(|(file, bytes)| {
+                manifest.files.get(*file).is_none_or(|record| {
+                    record.bytes != bytes.len() as u64
+                        || record.sha256 != http::hex(&Sha256::digest(bytes))
+                })
+            })
+    });
+    if stale {
+        slot.invalidate();
+        return None;
+    }
+    Some(manifest)
+}
+
 fn unpack_embedded(files: &[EmbeddedFile], folder: &Path) -> Result<BTreeMap<String, Fetched>> {
     let mut fetched = BTreeMap::new();
     for (name, bytes) in files {
@@ -398,7 +424,7 @@ fn describe(source: &Source) -> String {
             format!("{} {}", client.name(), names.join(", "))
         }
         Source::System { folder, .. } => format!("folder {folder}"),
-        Source::Embedded => "embedded".to_owned(),
+        Source::Embedded => EMBEDDED.to_owned(),
     }
 }
 

@@ -282,6 +282,14 @@ fn embedded_files_come_last_and_need_no_network() {
     let folder = hub.resolve(Kind::Data, "tiny-stories-commons").unwrap();
     assert_eq!(std::fs::read(folder.join("weights.bin")).unwrap(), b"abc");
     assert_eq!(hub.manifest(Kind::Data, "tiny-stories-commons").unwrap().source, "embedded");
+
+    // The next version of the program carries other weights of the same length.
+    static NEXT: [EmbeddedFile; 2] = [("config.json", b"{}"), ("weights.bin", b"abd")];
+    register_embedded(Kind::Data, "tiny-stories-commons", &NEXT);
+    assert!(hub.cached(Kind::Data, "tiny-stories-commons").is_none());
+    let folder = hub.resolve(Kind::Data, "tiny-stories-commons").unwrap();
+    assert_eq!(std::fs::read(folder.join("weights.bin")).unwrap(), b"abd");
+    assert!(hub.cached(Kind::Data, "tiny-stories-commons").is_some());
 }
 
 #[test]
