@@ -22,7 +22,7 @@ pub const EXAMPLES: &str = examples![
     "# the run behind the published result; exit code 3 unless every claim holds",
     "$ commons run foldgpt --recipe full --strict",
     "# with other settings, into another folder",
-    "$ commons run foldgpt --recipe smoke --set remove=0.25 --runs /tmp/runs --seed 3",
+    "$ commons run foldgpt --recipe smoke --set study.blocks_saved=4 --runs trials --seed 3",
 ];
 
 /// Options of `run`.
