@@ -5,6 +5,9 @@
 #![allow(clippy::print_stdout)]
 
 mod cases;
+/// The allocator of the program that is measured, set as it sets it.
+#[path = "../../crates/commons/src/memory.rs"]
+mod memory;
 
 use std::time::Instant;
 
@@ -27,11 +30,8 @@ struct Args {
     file: Option<std::path::PathBuf>,
 }
 
-/// The allocator of the program that is measured.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    memory::keep_freed_pages();
     let args = Args::parse();
     rayon::ThreadPoolBuilder::new().num_threads(args.threads).build_global()?;
     // As the program does: work runs on a worker thread.

@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Result};
 
 /// Weights of the healing loss
-/// `ce · CE(tokens) + kl · T² KL(teacher ‖ student) + tail · mean_i MSE(h_i, h_π(i))`,
-/// with `i` over the last [`HealConfig::tail_layers`] layers and `π` counting from the end.
+/// `ce · CE(tokens) + kl · T² KL(teacher ‖ student) + tail · mean_i MSE(h_i, h_π(i)) / mean(h_π(i)²)`,
+/// with `i` over the last [`HealConfig::tail_layers`] layers and `π` counting from the end. The
+/// teacher's mean square makes the distance a share: some channels of pretrained models reach
+/// thousands, and would drown every other term.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealConfig {
@@ -26,7 +28,7 @@ pub struct HealConfig {
     pub kl_coef: f64,
     /// Softmax temperature of both distributions in the divergence.
     pub temperature: f64,
-    /// Weight of the hidden-state distance of the last layers; 0 leaves it out.
+    /// Weight of the relative hidden-state distance of the last layers; 0 leaves it out.
     pub tail_coef: f64,
     /// Layers, counted from the end, whose outputs are matched.
     pub tail_layers: usize,
@@ -214,7 +216,9 @@ pub fn loss(
         }
         for (s, t) in states.iter().zip(&teacher_states) {
             let distance = ops::mse(s, &t.detach())?;
-            add("tail", config.tail_coef / tail as f64, distance)?;
+            let size =
+                f64::from(ops::no_grad(|| ops::mse(t, &t.zeros_like()?))?.to_scalar::<f32>()?);
+            add("tail", config.tail_coef / tail as f64 / size.max(f64::MIN_POSITIVE), distance)?;
         }
     }
     let total = total.ok_or_else(|| Error::config("ce_coef", "no term of the loss is left"))?;

@@ -6,6 +6,7 @@ mod config;
 mod embedded;
 mod error;
 mod evidence;
+mod memory;
 mod model;
 mod output;
 mod progress;
@@ -16,12 +17,8 @@ mod work;
 
 use std::process::ExitCode;
 
-/// Tensors come and go by the hundred megabytes: this allocator keeps their pages, where the system's
-/// gives them back and takes them again at every step.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    memory::keep_freed_pages();
     embedded::register();
     cli::main()
 }

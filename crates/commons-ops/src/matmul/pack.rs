@@ -95,8 +95,9 @@ impl<const LINES: usize> WithTranspose for Turn<'_, LINES> {
                 let width = LANES.min(depth - k);
                 let mut square = [[0f32; LANES]; LANES];
                 for (line, row) in square.iter_mut().zip(rows) {
-                    match row.get(k..k + LANES) {
-                        Some(part) => line.copy_from_slice(part),
+                    // Of a length known to the compiler, so that copying is no call.
+                    match row.get(k..).and_then(<[f32]>::first_chunk::<LANES>) {
+                        Some(part) => *line = *part,
                         None if row.is_empty() => {}
                         None => line[..width].copy_from_slice(&row[k..]),
                     }
@@ -106,14 +107,18 @@ impl<const LINES: usize> WithTranspose for Turn<'_, LINES> {
                     for (part, at) in (top..x.rows.min(top + LANES)).step_by(LINES).enumerate() {
                         let panel = &mut data[at * depth + k * LINES..][..width * LINES];
                         for (to, line) in panel.as_chunks_mut::<LINES>().0.iter_mut().zip(&square) {
-                            to.copy_from_slice(&line[part * LINES..(part + 1) * LINES]);
+                            if let Some(from) = line[part * LINES..].first_chunk::<LINES>() {
+                                *to = *from;
+                            }
                         }
                     }
                 } else {
                     let panel = &mut data[top / LINES * LINES * depth + k * LINES..];
                     let panel = &mut panel[..width * LINES];
                     for (to, line) in panel.as_chunks_mut::<LINES>().0.iter_mut().zip(&square) {
-                        to[top % LINES..][..LANES].copy_from_slice(line);
+                        if let Some(to) = to[top % LINES..].first_chunk_mut::<LANES>() {
+                            *to = *line;
+                        }
                     }
                 }
             }

@@ -21,7 +21,7 @@
 //! 2. *Group sharing* ([`GroupPlan`]). Of `s` consecutive blocks one, the parent, lends its seven
 //!    matrices to all; every member keeps its own norms. Stored:
 //!    `P = P_emb + parents·P_block + blocks·P_norm`.
-//! 3. *Healing* ([`crate::heal`]). `L = CE + γ·KL(p_T ‖ p_S) + β·mean_{i ∈ tail} MSE(h_i, h_π(i))`
+//! 3. *Healing* ([`crate::heal`]). `L = CE + γ·KL(p_T ‖ p_S) + β·mean_{i ∈ tail} MSE(h_i, h_π(i))/mean(h_π(i)²)`
 //!    against the original; `π` counts layers from the end, as early layers no longer correspond.
 //!
 //! # Shared / kept apart
