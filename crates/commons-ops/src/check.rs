@@ -131,17 +131,18 @@ pub(crate) fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<(usize, usi
 
 /// Checks the operands of a distillation loss; returns `(rows, vocab)`.
 pub(crate) fn kl(
+    op: &'static str,
     h_student: &Tensor,
     w_student: &Tensor,
     h_teacher: &Tensor,
     w_teacher: &Tensor,
     temperature: f32,
 ) -> Result<(usize, usize)> {
-    let student = linear("linear_kl", h_student, w_student, None)?;
-    let teacher = linear("linear_kl", h_teacher, w_teacher, None)?;
+    let student = linear(op, h_student, w_student, None)?;
+    let teacher = linear(op, h_teacher, w_teacher, None)?;
     if student.rows != teacher.rows || w_student.dims()[0] != w_teacher.dims()[0] {
         bail!(
-            "linear_kl: student {:?} x {:?} and teacher {:?} x {:?} differ in rows or vocabulary",
+            "{op}: student {:?} x {:?} and teacher {:?} x {:?} differ in rows or vocabulary",
             h_student.dims(),
             w_student.dims(),
             h_teacher.dims(),
@@ -149,7 +150,7 @@ pub(crate) fn kl(
         )
     }
     if !(temperature > 0.0) {
-        bail!("linear_kl: temperature {temperature} must be positive")
+        bail!("{op}: temperature {temperature} must be positive")
     }
     Ok((student.rows, w_student.dims()[0]))
 }

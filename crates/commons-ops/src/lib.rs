@@ -56,7 +56,10 @@ pub use index::{
     argmax, cumsum, gather, index_add, index_select, one_hot, scatter_add, segment_sum, top_k,
 };
 pub use linear::{linear, linear_act, lora_linear};
-pub use loss::{LossOptions, cross_entropy, linear_cross_entropy, linear_kl};
+pub use loss::{
+    DistillOptions, Distilled, LossOptions, cross_entropy, linear_cross_entropy, linear_distill,
+    linear_kl,
+};
 pub use norm::{layer_norm, log_softmax, rms_norm, softmax};
 pub use pool::{
     PoolOptions, adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, global_max_pool2d, max_pool2d,

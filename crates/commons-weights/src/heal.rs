@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use commons_nn::model::Decoder;
 use commons_nn::train::{At, Loss, Outcome, Resume, StepReport, TokenStream, TrainConfig, Trainer};
-use commons_ops::{self as ops, Tensor};
+use commons_ops::{self as ops, DistillOptions, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -157,6 +157,13 @@ fn check_teacher<'a>(
     if teacher.config.vocab_size != student.config.vocab_size {
         return Err(Error::config("teacher", "has another vocabulary than the student"));
     }
+    let capped = |m: &Decoder| m.config.final_logit_softcapping.is_some();
+    if config.kl_coef > 0. && (capped(student) || capped(teacher)) {
+        return Err(Error::config(
+            "kl_coef",
+            "is for models whose logits are not capped: set it to 0 to heal by cross-entropy",
+        ));
+    }
     let layers = student.config.num_hidden_layers.min(teacher.config.num_hidden_layers);
     if config.tail_coef > 0. {
         if teacher.config.hidden_size != student.config.hidden_size {
@@ -184,45 +191,55 @@ pub fn loss(
     let targets = ids.narrow(1, 1, width - 1)?.contiguous()?;
     let tail = if config.tail_coef > 0. { config.tail_layers } else { 0 };
     let (hidden, states) = forward_tail(student, &inputs, tail)?;
-    let mut total: Option<Tensor> = None;
-    let mut parts = Vec::new();
-    let mut add = |name: &'static str, coef: f64, term: Tensor| -> Result<()> {
-        parts.push((name, f64::from(term.to_scalar::<f32>()?)));
-        let term = ops::scale(&term, coef as f32)?;
-        total = Some(match total.take() {
-            Some(sum) => ops::add(&sum, &term)?,
-            None => term,
-        });
-        Ok(())
-    };
-    if config.ce_coef > 0. {
-        add("ce", config.ce_coef, student.loss(&hidden, &targets)?)?;
+    let mut terms = Terms::default();
+    // With a teacher's predictions both come from one pass over the logits.
+    if config.ce_coef > 0. && (teacher.is_none() || config.kl_coef == 0.) {
+        terms.add("ce", config.ce_coef, student.loss(&hidden, &targets)?)?;
     }
     if let Some(teacher) = teacher {
         let (teacher_hidden, teacher_states) =
             ops::no_grad(|| forward_tail(teacher, &inputs, tail))?;
         if config.kl_coef > 0. {
-            let rows = batch * (width - 1);
-            let flat = |h: &Tensor| h.reshape((rows, h.dim(2)?));
-            let kl = ops::linear_kl(
-                &flat(&hidden)?,
-                &student.bank.weight("lm_head.weight")?,
-                &flat(&teacher_hidden.detach())?,
-                &teacher.bank.weight("lm_head.weight")?.detach(),
-                config.temperature as f32,
-                None,
-            )?;
-            add("kl", config.kl_coef, kl)?;
+            let head = student.bank.weight("lm_head.weight")?;
+            let teacher_head = teacher.bank.weight("lm_head.weight")?.detach();
+            let options = DistillOptions {
+                ce_coef: config.ce_coef as f32,
+                kl_coef: config.kl_coef as f32,
+                temperature: config.temperature as f32,
+            };
+            let teacher_side = [&teacher_hidden.detach(), &teacher_head];
+            let both = ops::linear_distill([&hidden, &head], teacher_side, &targets, options)?;
+            terms.parts.extend([("ce", both.ce), ("kl", both.kl)]);
+            terms.total = Some(both.total);
         }
         for (s, t) in states.iter().zip(&teacher_states) {
-            let distance = ops::mse(s, &t.detach())?;
-            let size =
-                f64::from(ops::no_grad(|| ops::mse(t, &t.zeros_like()?))?.to_scalar::<f32>()?);
-            add("tail", config.tail_coef / tail as f64 / size.max(f64::MIN_POSITIVE), distance)?;
+            let size = ops::no_grad(|| ops::mse(t, &t.zeros_like()?))?.to_scalar::<f32>()?;
+            let share = config.tail_coef / tail as f64 / f64::from(size).max(f64::MIN_POSITIVE);
+            terms.add("tail", share, ops::mse(s, &t.detach())?)?;
         }
     }
+    let Terms { total, parts } = terms;
     let total = total.ok_or_else(|| Error::config("ce_coef", "no term of the loss is left"))?;
     Ok(Loss { total, tokens: batch * (width - 1), parts })
+}
+
+/// Terms of a loss so far.
+#[derive(Default)]
+struct Terms {
+    total: Option<Tensor>,
+    parts: Vec<(&'static str, f64)>,
+}
+
+impl Terms {
+    fn add(&mut self, name: &'static str, coef: f64, term: Tensor) -> Result<()> {
+        self.parts.push((name, f64::from(term.to_scalar::<f32>()?)));
+        let term = ops::scale(&term, coef as f32)?;
+        self.total = Some(match self.total.take() {
+            Some(sum) => ops::add(&sum, &term)?,
+            None => term,
+        });
+        Ok(())
+    }
 }
 
 /// Normed final hidden states and the outputs of the last `tail` layers, last layer last.

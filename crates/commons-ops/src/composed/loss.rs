@@ -1,6 +1,6 @@
 use super::{linear, log_softmax, widen};
 use crate::check;
-use crate::loss::{LossOptions, targets_of};
+use crate::loss::{DistillOptions, Distilled, LossOptions, targets_of};
 use candle_core::{D, DType, Result, Tensor};
 
 /// [`crate::cross_entropy`] as a candle graph.
@@ -53,7 +53,7 @@ pub fn linear_kl(
     temperature: f32,
     targets: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let (n, v) = check::kl(h_student, w_student, h_teacher, w_teacher, temperature)?;
+    let (n, v) = check::kl("linear_kl", h_student, w_student, h_teacher, w_teacher, temperature)?;
     let t = f64::from(temperature);
     let logq = log_softmax(&(widen(&linear(h_student, w_student, None)?)? / t)?)?;
     let teacher = linear(&h_teacher.detach(), &w_teacher.detach(), None)?;
@@ -68,6 +68,24 @@ pub fn linear_kl(
     };
     let (_, weight) = selection(&ids, counted, h_student)?;
     weighted(&row, &weight)? * (t * t)
+}
+
+/// [`crate::linear_distill`] as a candle graph: `[h, w]` of the student, then of the teacher.
+///
+/// # Errors
+/// If the shapes do not fit or a target is out of range.
+pub fn linear_distill(
+    [h, w, h_teacher, w_teacher]: [&Tensor; 4],
+    targets: &Tensor,
+    options: DistillOptions,
+) -> Result<Distilled> {
+    let DistillOptions { ce_coef, kl_coef, temperature } = options;
+    let ce = linear_cross_entropy(h, w, targets, &LossOptions::default())?;
+    let kl = linear_kl(h, w, h_teacher, w_teacher, temperature, Some(targets))?;
+    let value = |x: &Tensor| x.to_dtype(DType::F64)?.to_scalar::<f64>();
+    let (ce_value, kl_value) = (if ce_coef > 0.0 { value(&ce)? } else { 0.0 }, value(&kl)?);
+    let total = ((ce * f64::from(ce_coef))? + (kl * f64::from(kl_coef))?)?;
+    Ok(Distilled { total, ce: ce_value, kl: kl_value })
 }
 
 /// The targets as an index column for `gather`, and each row's weight in the mean.

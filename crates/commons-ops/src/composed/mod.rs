@@ -16,7 +16,7 @@ pub use elementwise::{
     activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
 pub use linear::{linear, linear_act, lora_linear};
-pub use loss::{cross_entropy, linear_cross_entropy, linear_kl};
+pub use loss::{cross_entropy, linear_cross_entropy, linear_distill, linear_kl};
 pub use norm::{layer_norm, log_softmax, rms_norm, softmax};
 pub use rope::rope;
 

@@ -138,50 +138,76 @@ impl Rule {
     }
 }
 
-/// `temperature² · KL(teacher ‖ student) · share` over rows of logits; the student's become their
-/// gradient.
-pub(super) fn kl_rows(
-    student: &mut [f32],
-    teacher: &mut [f32],
-    ids: &[u32],
-    temperature: f32,
-    share: f32,
-) -> f64 {
-    let work = student.len();
-    let width = (work / ids.len().max(1)).max(1);
-    let height = par::rows_per_piece(width);
-    let cells = height * width;
-    let tasks = student.chunks_mut(cells).zip(teacher.chunks_mut(cells)).zip(ids.chunks(height));
-    let parts = par::map(tasks, work, |((student, teacher), ids)| {
-        let rows = student.chunks_exact_mut(width).zip(teacher.chunks_exact_mut(width));
-        rows.zip(ids).map(|((q, p), &id)| kl_row(q, p, id, temperature, share)).sum::<f64>()
-    });
-    let t = f64::from(temperature);
-    parts.into_iter().sum::<f64>() * t * t * f64::from(share)
+/// What a row of logits loses to its target and to a teacher.
+#[derive(Clone, Copy)]
+pub(super) struct Distil {
+    pub ce_coef: f32,
+    pub kl_coef: f32,
+    pub temperature: f32,
+    /// One over the number of counted rows.
+    pub share: f32,
 }
 
-fn kl_row(q: &mut [f32], p: &mut [f32], id: u32, temperature: f32, share: f32) -> f64 {
-    if id == u32::MAX {
-        q.fill(0.0);
-        return 0.0;
+impl Distil {
+    /// Cross-entropy and `temperature² · KL(teacher ‖ student)` of some rows, both times `share`;
+    /// the student's logits become the gradient of their weighted sum.
+    pub fn rows(&self, student: &mut [f32], teacher: &mut [f32], ids: &[u32]) -> [f64; 2] {
+        let work = student.len();
+        let width = (work / ids.len().max(1)).max(1);
+        let height = par::rows_per_piece(width);
+        let cells = height * width;
+        let tasks =
+            student.chunks_mut(cells).zip(teacher.chunks_mut(cells)).zip(ids.chunks(height));
+        let parts = par::map(tasks, work, |((student, teacher), ids)| {
+            let rows = student.chunks_exact_mut(width).zip(teacher.chunks_exact_mut(width));
+            rows.zip(ids).fold([0.0; 2], |sum, ((q, p), &id)| add(sum, self.row(q, p, id)))
+        });
+        let [ce, kl] = parts.into_iter().fold([0.0; 2], add);
+        let (share, t) = (f64::from(self.share), f64::from(self.temperature));
+        [ce * share, kl * t * t * share]
     }
-    simd::run(
-        #[inline(always)]
-        || {
-            for (q, p) in q.iter_mut().zip(p.iter_mut()) {
-                *q /= temperature;
-                *p /= temperature;
-            }
-            let (log_q, log_p) = (norm::log_total(q), norm::log_total(p));
-            let divergence = simd::sum2(p, q, |p, q| {
-                let p = p - log_p;
-                // A class the teacher rules out adds nothing, whatever the student says.
-                if p == f32::NEG_INFINITY { 0.0 } else { simd::exp(p) * (p - (q - log_q)) }
-            });
-            for (q, p) in q.iter_mut().zip(p.iter()) {
-                *q = (simd::exp(*q - log_q) - simd::exp(*p - log_p)) * (temperature * share);
-            }
-            f64::from(divergence)
-        },
-    )
+
+    fn row(&self, q: &mut [f32], p: &mut [f32], id: u32) -> [f64; 2] {
+        if id == u32::MAX {
+            q.fill(0.0);
+            return [0.0; 2];
+        }
+        let Self { ce_coef, kl_coef, temperature, share } = *self;
+        // At temperature 1 both terms are of one distribution.
+        let apart = temperature != 1.0 && ce_coef > 0.0;
+        let plain = if apart { q.to_vec() } else { Vec::new() };
+        simd::run(
+            #[inline(always)]
+            || {
+                let picked = q[id as usize];
+                let log = if ce_coef > 0.0 { norm::log_total(q) } else { picked };
+                for (q, p) in q.iter_mut().zip(p.iter_mut()) {
+                    *q /= temperature;
+                    *p /= temperature;
+                }
+                let (log_q, log_p) = (norm::log_total(q), norm::log_total(p));
+                let divergence = simd::sum2(p, q, |p, q| {
+                    let p = p - log_p;
+                    // A class the teacher rules out adds nothing, whatever the student says.
+                    if p == f32::NEG_INFINITY { 0.0 } else { simd::exp(p) * (p - (q - log_q)) }
+                });
+                let pull = kl_coef * temperature * share;
+                let own = pull + if apart { 0.0 } else { ce_coef * share };
+                for (q, p) in q.iter_mut().zip(p.iter()) {
+                    *q = simd::exp(*q - log_q) * own - simd::exp(*p - log_p) * pull;
+                }
+                if apart {
+                    for (q, x) in q.iter_mut().zip(&plain) {
+                        *q += simd::exp(*x - log) * (ce_coef * share);
+                    }
+                }
+                q[id as usize] -= ce_coef * share;
+                [f64::from(log) - f64::from(picked), f64::from(divergence)]
+            },
+        )
+    }
+}
+
+fn add(a: [f64; 2], b: [f64; 2]) -> [f64; 2] {
+    [a[0] + b[0], a[1] + b[1]]
 }

@@ -4,8 +4,8 @@ use crate::tape::{self, Cx, Op};
 use crate::view::{fused, read};
 use crate::{check, composed};
 use candle_core::{DType, Result, Tensor, bail};
-use kernel::{Head, Rule, kl_rows};
-use std::sync::{Mutex, PoisonError};
+use kernel::{Distil, Head, Rule};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 mod kernel;
 #[cfg(test)]
@@ -110,26 +110,88 @@ pub fn linear_kl(
         let [h, w, h_teacher, w_teacher] = all;
         return composed::linear_kl(h, w, h_teacher, w_teacher, temperature, targets);
     }
-    let (rows, vocab) = check::kl(h_student, w_student, h_teacher, w_teacher, temperature)?;
+    let (rows, vocab) =
+        check::kl("linear_kl", h_student, w_student, h_teacher, w_teacher, temperature)?;
     let targets = match targets {
         Some(targets) => targets_of("linear_kl", targets, rows, vocab)?,
         None => Targets { ids: vec![0; rows], counted: rows },
     };
+    let options = DistillOptions { ce_coef: 0.0, kl_coef: 1.0, temperature };
+    distill(all, targets, options).map(|d| d.total)
+}
+
+/// Options of [`linear_distill`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DistillOptions {
+    /// Weight of the cross-entropy.
+    pub ce_coef: f32,
+    /// Weight of the divergence from the teacher.
+    pub kl_coef: f32,
+    /// Softmax temperature of both distributions in the divergence.
+    pub temperature: f32,
+}
+
+/// What [`linear_distill`] gives.
+#[derive(Debug, Clone)]
+pub struct Distilled {
+    /// `ce_coef · ce + kl_coef · kl`.
+    pub total: Tensor,
+    /// Mean cross-entropy, nats; 0 if its weight is.
+    pub ce: f64,
+    /// Mean `temperature² · KL(teacher ‖ student)`, nats.
+    pub kl: f64,
+}
+
+/// [`linear_cross_entropy`] and [`linear_kl`] together: the student's logits and what comes back
+/// through them are computed once, four products with the head instead of seven.
+///
+/// # Errors
+/// As both, and if a weight is negative.
+pub fn linear_distill(
+    [h_student, w_student]: [&Tensor; 2],
+    [h_teacher, w_teacher]: [&Tensor; 2],
+    targets: &Tensor,
+    options: DistillOptions,
+) -> Result<Distilled> {
+    let all = [h_student, w_student, h_teacher, w_teacher];
+    let DistillOptions { ce_coef, kl_coef, temperature } = options;
+    if !(ce_coef >= 0.0 && kl_coef >= 0.0) {
+        bail!("linear_distill: weights {ce_coef} and {kl_coef} must not be negative")
+    }
+    if !fused(&all) {
+        return composed::linear_distill(all, targets, options);
+    }
+    let (rows, vocab) =
+        check::kl("linear_distill", h_student, w_student, h_teacher, w_teacher, temperature)?;
+    distill(all, targets_of("linear_distill", targets, rows, vocab)?, options)
+}
+
+fn distill(
+    [h_student, w_student, h_teacher, w_teacher]: [&Tensor; 4],
+    targets: Targets,
+    options: DistillOptions,
+) -> Result<Distilled> {
+    let vocab = w_student.dims()[0];
     let (ds, dt) = (w_student.dims()[1].max(1), w_teacher.dims()[1].max(1));
     let (h_teacher, w_teacher) = (h_teacher.detach(), w_teacher.detach());
+    let DistillOptions { ce_coef, kl_coef, temperature } = options;
     let share = 1.0 / targets.counted.max(1) as f32;
+    let rule = Distil { ce_coef, kl_coef, temperature, share };
+    let terms = Arc::new(OnceLock::new());
+    let seen = terms.clone();
     let compute = move |args: &[Tensor]| {
         let (h, w) = (&args[0], &args[1]);
         let mut student = Head::new(h, w, vocab, ds);
         let teacher = Head::new(&h_teacher, &w_teacher, vocab, dt);
         let block = student.block;
-        let mut loss = 0.0;
+        let (mut ce, mut kl) = (0.0, 0.0);
         let mut run = |hs: &[f32], ws: &[f32], ht: &[f32], wt: &[f32]| {
             let pieces = hs.chunks(block * ds).zip(ht.chunks(block * dt));
             for (i, ((hs, ht), ids)) in pieces.zip(targets.ids.chunks(block)).enumerate() {
                 let mut scores = student.scores(hs, ws);
                 let mut goal = teacher.scores(ht, wt);
-                loss += kl_rows(&mut scores, &mut goal, ids, temperature, share);
+                let [c, k] = rule.rows(&mut scores, &mut goal, ids);
+                (ce, kl) = (ce + c, kl + k);
                 student.gradients(i, &scores, hs, ws);
             }
         };
@@ -143,9 +205,14 @@ pub fn linear_kl(
                 })
             })
         })?;
-        Ok((loss, student.into_grads(h, w)?))
+        // A second backward pass computes the same again.
+        let _ = seen.set((ce, kl));
+        let total = f64::from(ce_coef) * ce + f64::from(kl_coef) * kl;
+        Ok((total, student.into_grads(h, w)?))
     };
-    Ready::record(compute, &[h_student, w_student])
+    let total = Ready::record(compute, &[h_student, w_student])?;
+    let (ce, kl) = terms.get().copied().unwrap_or_default();
+    Ok(Distilled { total, ce, kl })
 }
 
 /// A loss whose gradients were computed along with it, for a loss gradient of 1.

@@ -78,6 +78,31 @@ fn distillation_agrees_with_the_definition() {
 }
 
 #[test]
+fn both_terms_at_once_are_their_weighted_sum() {
+    let (hs, ws) = (randn(1, &[4, 3]), randn(2, &[6, 3]));
+    let (ht, wt) = (randn(3, &[4, 5]), randn(4, &[6, 5]));
+    let targets = ids(&[5, SKIP, 2, 1]);
+    for (ce_coef, kl_coef, temperature) in [(1.0, 1.0, 1.0), (0.3, 2.0, 2.5), (1.5, 0.0, 2.0)] {
+        let options = DistillOptions { ce_coef, kl_coef, temperature };
+        agree(
+            &[&hs, &ws],
+            |x| Ok(linear_distill([&x[0], &x[1]], [&ht, &wt], &targets, options)?.total),
+            |x| {
+                let (ht, wt) = (ht.to_dtype(x[0].dtype())?, wt.to_dtype(x[0].dtype())?);
+                let all = [&x[0], &x[1], &ht, &wt];
+                Ok(composed::linear_distill(all, &targets, options)?.total)
+            },
+            1e-5,
+        );
+        let both = linear_distill([&hs, &ws], [&ht, &wt], &targets, options).unwrap();
+        let ce = linear_cross_entropy(&hs, &ws, &targets, &LossOptions::default()).unwrap();
+        let kl = linear_kl(&hs, &ws, &ht, &wt, temperature, Some(&targets)).unwrap();
+        assert!((both.ce - values(&ce)[0]).abs() < 1e-5);
+        assert!((both.kl - values(&kl)[0]).abs() < 1e-5);
+    }
+}
+
+#[test]
 fn teacher_gets_no_gradient() {
     let vars: Vec<Var> = (0..4).map(|i| Var::from_tensor(&randn(i, &[3, 3])).unwrap()).collect();
     let loss = linear_kl(&vars[0], &vars[1], &vars[2], &vars[3], 1.0, None).unwrap();
