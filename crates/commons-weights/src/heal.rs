@@ -1,5 +1,6 @@
 //! Healing: short training of a model whose weights were just shared, with the original as teacher.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +17,8 @@ use crate::{Error, Result};
 /// `ce · CE(tokens) + kl · T² KL(teacher ‖ student) + tail · mean_i MSE(h_i, h_π(i)) / mean(h_π(i)²)`,
 /// with `i` over the last [`HealConfig::tail_layers`] layers and `π` counting from the end. The
 /// teacher's mean square makes the distance a share: some channels of pretrained models reach
-/// thousands, and would drown every other term.
+/// thousands, and would drown every other term. With exits (Bae et al. 2024, section 2.4)
+/// `+ exit · Σ_b CE(tokens after loop b)` is added, `b` over all loops but the last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealConfig {
@@ -32,6 +34,12 @@ pub struct HealConfig {
     pub tail_coef: f64,
     /// Layers, counted from the end, whose outputs are matched.
     pub tail_layers: usize,
+    /// Weight of the cross-entropy of a prediction made after each loop but the last, through the
+    /// final norm and the head; 0 trains no early exits. The paper's aggressive choice is 0.1.
+    pub exit_coef: f64,
+    /// Loops: equal parts of the depth, after each of which a prediction may be made. A method that
+    /// loops layers sets it to its own number.
+    pub exit_loops: usize,
 }
 
 impl Default for HealConfig {
@@ -50,6 +58,8 @@ impl Default for HealConfig {
             temperature: 1.,
             tail_coef: 0.,
             tail_layers: 3,
+            exit_coef: 0.,
+            exit_loops: 2,
         }
     }
 }
@@ -60,14 +70,18 @@ impl HealConfig {
     /// # Errors
     /// Naming the field.
     pub fn check(&self) -> Result<()> {
-        for (field, v) in
-            [("ce_coef", self.ce_coef), ("kl_coef", self.kl_coef), ("tail_coef", self.tail_coef)]
-        {
+        let coefs = [
+            ("ce_coef", self.ce_coef),
+            ("kl_coef", self.kl_coef),
+            ("tail_coef", self.tail_coef),
+            ("exit_coef", self.exit_coef),
+        ];
+        for (field, v) in coefs {
             if !(v.is_finite() && v >= 0.) {
                 return Err(Error::config(field, format!("{v} must not be negative")));
             }
         }
-        if self.ce_coef + self.kl_coef + self.tail_coef == 0. {
+        if self.ce_coef + self.kl_coef + self.tail_coef + self.exit_coef == 0. {
             return Err(Error::config(
                 "ce_coef",
                 "kl_coef and tail_coef are all zero: nothing to minimise",
@@ -190,15 +204,26 @@ pub fn loss(
     let inputs = ids.narrow(1, 0, width - 1)?.contiguous()?;
     let targets = ids.narrow(1, 1, width - 1)?.contiguous()?;
     let tail = if config.tail_coef > 0. { config.tail_layers } else { 0 };
-    let (hidden, states) = forward_tail(student, &inputs, tail)?;
+    let layers = student.config.num_hidden_layers;
+    let exits = if config.exit_coef > 0. { exits(layers, config.exit_loops)? } else { Vec::new() };
+    let (hidden, states) = forward_keeping(student, &inputs, |depth| {
+        depth + tail >= layers || exits.contains(&depth)
+    })?;
     let mut terms = Terms::default();
     // With a teacher's predictions both come from one pass over the logits.
     if config.ce_coef > 0. && (teacher.is_none() || config.kl_coef == 0.) {
         terms.add("ce", config.ce_coef, student.loss(&hidden, &targets)?)?;
     }
+    for exit in &exits {
+        if let Some(state) = states.get(exit) {
+            let early = student.loss(&student.final_norm(state)?, &targets)?;
+            terms.add("exit", config.exit_coef, early)?;
+        }
+    }
     if let Some(teacher) = teacher {
+        let teacher_layers = teacher.config.num_hidden_layers;
         let (teacher_hidden, teacher_states) =
-            ops::no_grad(|| forward_tail(teacher, &inputs, tail))?;
+            ops::no_grad(|| forward_keeping(teacher, &inputs, |d| d + tail >= teacher_layers))?;
         if config.kl_coef > 0. {
             let head = student.bank.weight("lm_head.weight")?;
             let teacher_head = teacher.bank.weight("lm_head.weight")?.detach();
@@ -210,9 +235,15 @@ pub fn loss(
             let teacher_side = [&teacher_hidden.detach(), &teacher_head];
             let both = ops::linear_distill([&hidden, &head], teacher_side, &targets, options)?;
             terms.parts.extend([("ce", both.ce), ("kl", both.kl)]);
-            terms.total = Some(both.total);
+            terms.sum(both.total)?;
         }
-        for (s, t) in states.iter().zip(&teacher_states) {
+        for from_end in 1..=tail {
+            let (Some(s), Some(t)) = (
+                states.get(&(layers - from_end)),
+                teacher_states.get(&(teacher_layers - from_end)),
+            ) else {
+                continue;
+            };
             let size = ops::no_grad(|| ops::mse(t, &t.zeros_like()?))?.to_scalar::<f32>()?;
             let share = config.tail_coef / tail as f64 / f64::from(size).max(f64::MIN_POSITIVE);
             terms.add("tail", share, ops::mse(s, &t.detach())?)?;
@@ -233,7 +264,10 @@ struct Terms {
 impl Terms {
     fn add(&mut self, name: &'static str, coef: f64, term: Tensor) -> Result<()> {
         self.parts.push((name, f64::from(term.to_scalar::<f32>()?)));
-        let term = ops::scale(&term, coef as f32)?;
+        self.sum(ops::scale(&term, coef as f32)?)
+    }
+
+    fn sum(&mut self, term: Tensor) -> Result<()> {
         self.total = Some(match self.total.take() {
             Some(sum) => ops::add(&sum, &term)?,
             None => term,
@@ -242,16 +276,33 @@ impl Terms {
     }
 }
 
-/// Normed final hidden states and the outputs of the last `tail` layers, last layer last.
-fn forward_tail(model: &Decoder, ids: &Tensor, tail: usize) -> Result<(Tensor, Vec<Tensor>)> {
+/// Layers (counted from 0) after which a prediction is made early, with `loops` equal parts.
+///
+/// # Errors
+/// When the loops do not divide the layers or there is only one.
+pub fn exits(layers: usize, loops: usize) -> Result<Vec<usize>> {
+    if loops < 2 || !layers.is_multiple_of(loops) {
+        return Err(Error::config(
+            "exit_loops",
+            format!("{loops} must be at least 2 and divide the {layers} layers"),
+        ));
+    }
+    Ok((1..loops).map(|i| layers / loops * i - 1).collect())
+}
+
+/// Normed final hidden states, and the outputs of the layers that `keep` picks.
+fn forward_keeping(
+    model: &Decoder,
+    ids: &Tensor,
+    keep: impl Fn(usize) -> bool,
+) -> Result<(Tensor, BTreeMap<usize, Tensor>)> {
     let rotary = model.rotary(0, ids.dim(1)?)?;
-    let layers = model.config.num_hidden_layers;
     let mut x = model.embed(ids)?;
-    let mut states = Vec::with_capacity(tail);
-    for depth in 0..layers {
+    let mut states = BTreeMap::new();
+    for depth in 0..model.config.num_hidden_layers {
         x = model.block(depth, &x, &rotary, None)?;
-        if depth + tail >= layers {
-            states.push(x.clone());
+        if keep(depth) {
+            states.insert(depth, x.clone());
         }
     }
     Ok((model.final_norm(&x)?, states))

@@ -1,7 +1,11 @@
 //! Evaluation of language models: perplexity, bits per byte, multiple choice by likelihood.
 
+mod exits;
+
 use commons_ops::{self as ops, Tensor};
 use serde::{Deserialize, Serialize};
+
+pub use exits::{Exit, ExitProfile};
 
 use crate::model::{Decoder, ids_tensor};
 use crate::tokenizer::Tokenizer;

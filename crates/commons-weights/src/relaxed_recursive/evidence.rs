@@ -90,6 +90,22 @@ impl Experiment for Evidence {
             Bound::AtMost(1.),
         )
         .against("perplexity_dropped_like_strict", Compare::Ratio),
+        Claim::new(
+            "exits",
+            "healing with early exits takes at least 0.1 nats off the loss after the first loop",
+            Figure::text("exits need training (section 2.4)"),
+            "loss_first_loop_exits",
+            Bound::AtMost(-0.1),
+        )
+        .against("loss_first_loop", Compare::Difference),
+        Claim::new(
+            "exits-cost",
+            "and costs the whole model at most 5 % of its perplexity",
+            Figure::text("small with coefficient 0.1 (section 3.6)"),
+            "perplexity_relaxed_exits",
+            Bound::AtMost(1.05),
+        )
+        .against("perplexity_relaxed_svd", Compare::Ratio),
     ];
 
     const RECIPES: &'static [Recipe] = &[
@@ -134,6 +150,7 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
         material = Some(current);
     }
     run.table(ending_table(&endings));
+    run.table(exit_table(&endings));
     Ok(())
 }
 
@@ -214,6 +231,11 @@ fn healed(
         let key = ending.variant.key();
         run.measure(&format!("perplexity_{key}"), ending.after);
         run.measure(&format!("stored_{key}"), ending.stored as f64);
+        let first = ending.exits.as_ref().and_then(|e| e.losses.first());
+        if let Some(&first) = first {
+            let early = ending.variant == Variant::RelaxedExits;
+            run.measure(if early { "loss_first_loop_exits" } else { "loss_first_loop" }, first);
+        }
     }
     Ok(endings)
 }
@@ -229,6 +251,31 @@ fn ending_table(endings: &[Ending]) -> Table {
     for variant in Variant::ALL {
         for e in endings.iter().filter(|e| e.variant == variant) {
             table.push(cells![variant.label(), e.seed, e.stored, e.layers, e.before, e.after]);
+        }
+    }
+    table
+}
+
+/// What leaving early costs and saves.
+fn exit_table(endings: &[Ending]) -> Table {
+    let mut table = Table::new("Leaving early")
+        .column("model", Unit::Plain)
+        .column("seed", Unit::Plain)
+        .column("leave at", Unit::Plain)
+        .column("loops passed", Unit::Plain)
+        .column("same word as the whole model", Unit::Percent)
+        .column("perplexity", Unit::Plain);
+    for ending in endings {
+        let Some(profile) = &ending.exits else { continue };
+        for exit in &profile.exits {
+            table.push(cells![
+                ending.variant.label(),
+                ending.seed,
+                exit.threshold,
+                exit.mean_loops,
+                exit.agreement,
+                exit.loss.exp(),
+            ]);
         }
     }
     table

@@ -25,6 +25,10 @@
 //! the original as teacher ([`crate::heal`]). With `N` parameters in the layers, `N/B + Σ_ℓ Σ_W r(in +
 //! out)` are stored.
 //!
+//! *Early exits.* With `heal.exit_coef > 0` every loop learns to predict through the final norm and
+//! the head, `L + α Σ_{b<B} CE(head(norm(h^{bK})))`, so that a token may leave after the first loop
+//! that is sure enough ([`commons_nn::eval::ExitProfile`]; `commons eval --exits B` measures it).
+//!
 //! # Shared / kept apart
 //! Shared: all matrices, biases and norm gains of a layer, once per unique layer, as
 //! `bank.loop.{j}.{weight}`. Kept apart: the low-rank terms (one pair per depth and matrix), the
@@ -55,7 +59,9 @@
 //! * A layer count that `B` does not divide can be thinned first (`thin`).
 //! * `fold_gains` multiplies norm gains into the matrices before averaging. It is our addition;
 //!   with it, or with `share_norms = false`, full rank gives the original function exactly.
-//! * Early exits and depth-wise batching are not part of compression and not in this module.
+//! * Exits are trained together with the up-training, not after it. Intermediate loops learn from the
+//!   text alone, not from the last loop as well.
+//! * Batching over depths is a matter of serving and not in this module.
 //!
 //! # Use
 //! ```
@@ -246,6 +252,7 @@ impl Compress for RelaxedRecursive {
     }
 
     fn healing<'a>(&self, config: &'a mut Config) -> &'a mut HealConfig {
+        config.heal.exit_loops = config.loops;
         &mut config.heal
     }
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use commons_nn::eval::ExitProfile;
 use commons_nn::model::Decoder;
 use commons_nn::train::Outcome;
 use schemars::JsonSchema;
@@ -35,6 +36,10 @@ pub struct Study {
     pub fold_gains: bool,
     /// Loop norm gains too.
     pub share_norms: bool,
+    /// Weight of the early predictions' cross-entropy in the variant that is healed with them.
+    pub exit_coef: f64,
+    /// Probabilities at which a token leaves early.
+    pub exit_thresholds: Vec<f64>,
     /// The healing, equal for all; the seed of a repeat replaces the one in it.
     pub heal: HealConfig,
     /// Tokens of context while scoring.
@@ -54,6 +59,8 @@ impl Default for Study {
             svd_init: Init::Average,
             fold_gains: false,
             share_norms: false,
+            exit_coef: 0.1,
+            exit_thresholds: vec![0.5, 0.7, 0.9],
             heal: HealConfig::default(),
             context: 512,
             eval_tokens: 4096,
@@ -83,6 +90,8 @@ pub enum Variant {
     RelaxedZero,
     /// Looped, low-rank terms from the decomposition.
     RelaxedSvd,
+    /// The same, healed with a prediction after every loop.
+    RelaxedExits,
     /// Layers dropped down to the strict model's parameters.
     DroppedLikeStrict,
     /// Layers dropped down to the relaxed model's parameters.
@@ -91,10 +100,11 @@ pub enum Variant {
 
 impl Variant {
     /// All of them, dropping last: it needs the sizes of the others.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Strict,
         Self::RelaxedZero,
         Self::RelaxedSvd,
+        Self::RelaxedExits,
         Self::DroppedLikeStrict,
         Self::DroppedLikeRelaxed,
     ];
@@ -105,6 +115,7 @@ impl Variant {
             Self::Strict => "strict",
             Self::RelaxedZero => "relaxed_zero",
             Self::RelaxedSvd => "relaxed_svd",
+            Self::RelaxedExits => "relaxed_exits",
             Self::DroppedLikeStrict => "dropped_like_strict",
             Self::DroppedLikeRelaxed => "dropped_like_relaxed",
         }
@@ -116,6 +127,7 @@ impl Variant {
             Self::Strict => "strict",
             Self::RelaxedZero => "relaxed, zero start",
             Self::RelaxedSvd => "relaxed, SVD start",
+            Self::RelaxedExits => "relaxed, SVD start, early exits",
             Self::DroppedLikeStrict => "layers dropped, size of strict",
             Self::DroppedLikeRelaxed => "layers dropped, size of relaxed",
         }
@@ -137,6 +149,8 @@ pub struct Ending {
     pub before: f64,
     /// Perplexity on the test text after healing.
     pub after: f64,
+    /// What it predicts after each loop; of looped models with low-rank terms.
+    pub exits: Option<ExitProfile>,
 }
 
 impl Study {
@@ -219,7 +233,9 @@ impl Study {
         let config = match variant {
             Variant::Strict => self.config(self.strict_init, 0, LoraInit::Zero),
             Variant::RelaxedZero => self.config(self.strict_init, self.rank, LoraInit::Zero),
-            Variant::RelaxedSvd => self.config(self.svd_init, self.rank, LoraInit::Svd),
+            Variant::RelaxedSvd | Variant::RelaxedExits => {
+                self.config(self.svd_init, self.rank, LoraInit::Svd)
+            }
             Variant::DroppedLikeStrict => return dropped(sizes.0),
             Variant::DroppedLikeRelaxed => return dropped(sizes.1),
         };
@@ -255,9 +271,27 @@ impl Study {
             observe(variant, &self.heal_one(variant, seed, &model, material, &run, context)?);
             let after = self.score(&model, material)?;
             let layers = model.config.num_hidden_layers;
-            endings.push(Ending { variant, seed, stored, layers, before, after });
+            let exits = self.exits(variant, &model, material)?;
+            endings.push(Ending { variant, seed, stored, layers, before, after, exits });
         }
         Ok(endings)
+    }
+
+    /// What the relaxed models from the decomposition predict after each loop.
+    fn exits(
+        &self,
+        variant: Variant,
+        model: &Decoder,
+        material: &Material,
+    ) -> Result<Option<ExitProfile>> {
+        if !matches!(variant, Variant::RelaxedSvd | Variant::RelaxedExits) || self.loops < 2 {
+            return Ok(None);
+        }
+        let mut model = model.clone();
+        model.bank.freeze(|_| true);
+        let sizes = (self.context, self.eval_tokens);
+        let levels = &self.exit_thresholds;
+        Ok(Some(ExitProfile::measure(&model, &material.test, self.loops, sizes, levels, |_| {})?))
     }
 
     fn heal_one(
@@ -271,6 +305,9 @@ impl Study {
     ) -> Result<Healed> {
         let mut config = self.heal.clone();
         config.train.seed = seed;
+        if variant == Variant::RelaxedExits {
+            (config.exit_coef, config.exit_loops) = (self.exit_coef, self.loops);
+        }
         let progress = &mut *context.progress;
         let label = format!("healing: {} (seed {seed})", variant.label());
         let healed =

@@ -354,3 +354,26 @@ fn stopping_is_obeyed() {
     let config = Config { rank: 1, ..Config::default() };
     assert!(matches!(convert(&config, &decoder(2), &mut context), Err(Error::Interrupted)));
 }
+
+#[test]
+fn exits_add_the_loss_of_every_loop_but_the_last() {
+    use crate::heal::{HealConfig, exits, loss};
+    let student = decoder(4);
+    let ids = commons_nn::model::ids_tensor(&[&[1, 5, 2, 9, 4]], &student.bank).unwrap();
+    let plain = HealConfig { kl_coef: 0., ..HealConfig::default() };
+    let early = HealConfig { exit_coef: 0.1, exit_loops: 4, ..plain.clone() };
+    let value = |config: &HealConfig| {
+        let loss = loss(&student, None, &ids, config).unwrap();
+        (f64::from(loss.total.to_scalar::<f32>().unwrap()), loss.parts)
+    };
+    let ((without, _), (with, parts)) = (value(&plain), value(&early));
+    let terms: Vec<f64> = parts.iter().filter(|p| p.0 == "exit").map(|p| p.1).collect();
+    assert_eq!(terms.len(), 3);
+    assert!((with - without - 0.1 * terms.iter().sum::<f64>()).abs() < 1e-5);
+    // The first term is the loss of the model cut after its first loop.
+    let cut = drop_layers(&student, &[0]).unwrap();
+    let first = loss(&cut, None, &ids, &plain).unwrap();
+    assert!((f64::from(first.total.to_scalar::<f32>().unwrap()) - terms[0]).abs() < 1e-5);
+    assert_eq!(exits(6, 3).unwrap(), [1, 3]);
+    assert!(exits(6, 4).unwrap_err().to_string().contains("divide the 6 layers"));
+}

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use clap::Args;
 use commons_nn::data::corpus::{self, Kind, Split};
-use commons_nn::eval::{Choice, ChoiceAccuracy, Perplexity, Windows, multiple_choice, perplexity};
+use commons_nn::eval::{
+    Choice, ChoiceAccuracy, ExitProfile, Perplexity, Windows, multiple_choice, perplexity,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{App, Done};
@@ -22,6 +24,8 @@ pub const EXAMPLES: &str = examples![
     "$ commons eval ./out --data test.txt --context 1024 --stride 512 --json",
     "# the questions of the embedded corpus, and a file of your own",
     "$ commons eval tiny --task corpus --task questions.jsonl",
+    "# what a looped model predicts after each of its two loops, and what leaving early saves",
+    "$ commons eval ./out --data test.txt --exits 2 --exit-threshold 0.8",
     "# a line of questions.jsonl",
     "#   {\"prompt\": \"2+2=\", \"options\": [\"3\", \"4\"], \"answer\": 1}",
 ];
@@ -55,6 +59,12 @@ pub struct EvalArgs {
     /// Stop after this many tokens [default: all]
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<usize>,
+    /// Read the model out after each of N equal parts of its layers as well
+    #[arg(long, value_name = "N")]
+    pub exits: Option<usize>,
+    /// Probability at which a token leaves early; may be repeated [default: 0.5, 0.7, 0.9]
+    #[arg(long, value_name = "P", requires = "exits")]
+    pub exit_threshold: Vec<f64>,
 }
 
 /// Settings of `eval`.
@@ -67,6 +77,8 @@ struct EvalConfig {
     context: Option<usize>,
     stride: Option<usize>,
     max_tokens: Option<usize>,
+    exits: Option<usize>,
+    exit_thresholds: Vec<f64>,
 }
 
 /// What `eval` measured.
@@ -84,6 +96,8 @@ struct TextResult {
     windows: Windows,
     #[serde(flatten)]
     measured: Perplexity,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    early: Option<ExitProfile>,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,6 +121,8 @@ pub fn run(app: &App, args: &EvalArgs) -> Result<Done> {
         context: None,
         stride: None,
         max_tokens: None,
+        exits: None,
+        exit_thresholds: vec![0.5, 0.7, 0.9],
     };
     let options = Options::default()
         .put("data", args.data.clone())
@@ -114,9 +130,12 @@ pub fn run(app: &App, args: &EvalArgs) -> Result<Done> {
         .put("questions", args.questions)
         .put("context", args.context)
         .put("stride", args.stride)
-        .put("max_tokens", args.max_tokens);
+        .put("max_tokens", args.max_tokens)
+        .put("exits", args.exits)
+        .put("exit_thresholds", (!args.exit_threshold.is_empty()).then(|| &args.exit_threshold));
     let layers = Layer::all(app.global.config.as_deref(), &options, &app.global.set)?;
     let config: EvalConfig = resolve(&defaults, &layers)?;
+    check_exits(&config)?;
     // Read questions before the model: a mistake in them should not cost a load.
     let tasks = config
         .tasks
@@ -150,7 +169,41 @@ fn measure_text(app: &App, loaded: &Loaded, name: &str, config: &EvalConfig) -> 
     let windows = windows(loaded, config.context, config.stride, config.max_tokens);
     let measured =
         measure(app, loaded, &text, windows, "measuring", || app.stop.leave(None, &app.out))?;
-    Ok(TextResult { data: text.describe(), windows, measured })
+    let early = config.exits.map(|loops| exits(app, loaded, &text, windows, loops, config));
+    Ok(TextResult { data: text.describe(), windows, measured, early: early.transpose()? })
+}
+
+fn check_exits(config: &EvalConfig) -> Result<()> {
+    match config.exit_thresholds.iter().find(|p| !(0. ..=1.).contains(*p)) {
+        Some(p) => Err(Failure::usage(format!("--exit-threshold {p}"), "is not a probability")
+            .help("give a number from 0 (leave at once) to 1 (never leave early)")),
+        None => Ok(()),
+    }
+}
+
+/// Reads the model out after each of `loops` parts of its layers.
+fn exits(
+    app: &App,
+    loaded: &Loaded,
+    text: &text::Text,
+    windows: Windows,
+    loops: usize,
+    config: &EvalConfig,
+) -> Result<ExitProfile> {
+    let tokens = loaded.tokenizer.encode(&text.text, false)?;
+    let limit = windows.max_tokens.unwrap_or(usize::MAX).min(tokens.len().saturating_sub(1));
+    let task = app.progress.task("early exits", limit as u64);
+    let sizes = (windows.context, limit);
+    let thresholds = &config.exit_thresholds;
+    let profile = ExitProfile::measure(&loaded.model, &tokens, loops, sizes, thresholds, |done| {
+        if app.stop.raised() {
+            app.stop.leave(None, &app.out);
+        }
+        task.update(done as u64, "tokens");
+    });
+    let profile = profile.during(|| format!("reading {} out early", text.origin))?;
+    task.finish("tokens");
+    Ok(profile)
 }
 
 /// Windows that fit the model.
@@ -297,6 +350,9 @@ fn show(app: &App, result: &Evaluation) -> Result<()> {
             &format!("{} tokens, moved by {}", text.windows.context, text.windows.stride),
         ]);
         app.out.grid(&grid)?;
+        if let Some(early) = &text.early {
+            show_exits(app, early)?;
+        }
     }
     if !result.tasks.is_empty() {
         if result.text.is_some() {
@@ -317,4 +373,24 @@ fn show(app: &App, result: &Evaluation) -> Result<()> {
         app.out.grid(&grid)?;
     }
     Ok(())
+}
+
+fn show_exits(app: &App, early: &ExitProfile) -> Result<()> {
+    app.out.text("")?;
+    let mut grid = Grid::new(&[">after loop", ">loss", ">perplexity"]);
+    for (i, loss) in early.losses.iter().enumerate() {
+        grid.row([(i + 1).to_string(), number(*loss), number(loss.exp())]);
+    }
+    app.out.grid(&grid)?;
+    app.out.text("")?;
+    let mut grid = Grid::new(&[">leave at", ">loops passed", ">same word", ">perplexity"]);
+    for exit in &early.exits {
+        grid.row([
+            number(exit.threshold),
+            format!("{:.2} of {}", exit.mean_loops, early.losses.len()),
+            format!("{:.1} %", 100. * exit.agreement),
+            number(exit.loss.exp()),
+        ]);
+    }
+    app.out.grid(&grid)
 }
