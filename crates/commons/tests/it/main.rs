@@ -9,6 +9,7 @@ mod fair_stream;
 mod help;
 mod interruption;
 mod locate;
+mod matrix;
 mod models;
 mod pull;
 mod shortlist;
