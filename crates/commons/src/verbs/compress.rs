@@ -29,6 +29,8 @@ pub const EXAMPLES: &str = examples![
     "$ commons compress --model smollm2-135m --data book.txt --method foldgpt --remove 0.1 -o folded",
     "# one key and value head where there were three, four, …",
     "$ commons compress --model smollm2-135m --data book.txt --method kdgqa --kv-heads 1 -o grouped",
+    "# all matrices from a pool of half their size",
+    "$ commons compress --model smollm2-135m --data book.txt --method stable-rps --compression 2 -o pooled",
     "# what would be stored, without doing it",
     "$ commons compress --model smollm2-135m --loops 3 --dry-run",
     "# after an interruption",
@@ -94,6 +96,9 @@ pub struct MethodOptions {
     /// Who decides which query heads share one: gqa, kdgqa, dgqa-diff, dgqa-ema, random [kdgqa; default: kdgqa]
     #[arg(long, value_name = "NAME")]
     pub scheme: Option<String>,
+    /// How many times fewer elements the pool holds than the matrices read from it [stable-rps; default: 2]
+    #[arg(long, value_name = "X")]
+    pub compression: Option<f64>,
     /// Steps of healing [default: 200]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
