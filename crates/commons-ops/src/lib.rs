@@ -22,6 +22,7 @@ pub mod composed;
 pub mod conv;
 pub mod einsum;
 pub mod elementwise;
+pub mod fold;
 pub mod gate;
 pub mod grads;
 pub mod index;
@@ -50,6 +51,7 @@ pub use einsum::einsum;
 pub use elementwise::{
     Activation, activation, embedding, geglu, gelu, gelu_tanh, relu, sigmoid, silu, swiglu, tanh,
 };
+pub use fold::{FoldedLayout, folded};
 pub use gate::gated_add;
 pub use grads::{Grads, backward, no_grad};
 pub use index::{

@@ -9,8 +9,11 @@ pub mod compress;
 mod error;
 pub mod foldgpt;
 pub mod heal;
+pub mod images;
+pub mod kdgqa;
 pub mod material;
 pub mod relaxed_recursive;
+pub mod stable_rps;
 
 pub use compress::{AnyCompress, Compress, Context, Shared};
 pub use error::{Error, Result};
@@ -18,8 +21,13 @@ pub use error::{Error, Result};
 use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
-pub const METHODS: &[&dyn Method] = &[&foldgpt::Evidence, &relaxed_recursive::Evidence];
+pub const METHODS: &[&dyn Method] =
+    &[&foldgpt::Evidence, &kdgqa::Evidence, &relaxed_recursive::Evidence, &stable_rps::Evidence];
 
 /// Methods that compress a pretrained decoder.
-pub const COMPRESSORS: &[&dyn AnyCompress] =
-    &[&foldgpt::FoldGpt, &relaxed_recursive::RelaxedRecursive];
+pub const COMPRESSORS: &[&dyn AnyCompress] = &[
+    &foldgpt::FoldGpt,
+    &kdgqa::Kdgqa,
+    &relaxed_recursive::RelaxedRecursive,
+    &stable_rps::StableRps,
+];

@@ -128,7 +128,7 @@ fn named_text(source: &str) -> Result<String> {
 }
 
 /// Files in a folder and the folders in it, in name order.
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let entries = std::fs::read_dir(folder).map_err(commons_core::Error::io("list", folder))?;
     for entry in entries {

@@ -178,8 +178,13 @@ impl Bank {
                 }
                 dims(first)?
             }
-            Share::Hashed { pool, block, shape, .. } => {
+            Share::Hashed { pool, block, shape, fold_at, .. } => {
                 let pool_dims = dims(pool)?;
+                let size = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
+                let end = size.and_then(|n| fold_at.unwrap_or(0).checked_add(n));
+                if end.is_none_or(|end| end > 1 << 48) {
+                    return Err(Error::plan(name, format!("{shape:?} does not fit any pool")));
+                }
                 if pool_dims.len() != 1 || *block == 0 || *block > pool_dims[0] {
                     return Err(Error::plan(
                         name,
@@ -237,9 +242,14 @@ impl Bank {
                 let atoms = atoms.iter().map(|a| self.leaf(a)).collect::<Result<Vec<_>>>()?;
                 ops::weighted_sum(&atoms, &self.leaf(coefficients)?)?
             }
-            Share::Hashed { pool, seed, block, scale, shape } => {
+            Share::Hashed { pool, seed, block, scale, shape, fold_at } => {
                 let pool = self.leaf(pool)?;
                 let elements = shape.iter().product();
+                if let Some(start) = fold_at {
+                    let (seed, size) = (Seed::new(*seed), pool.dims1()?);
+                    let layout = ops::FoldedLayout::new(seed, *start, elements, size)?;
+                    return Ok(ops::folded(&pool, &layout, *scale, shape)?);
+                }
                 let layout =
                     ops::HashedLayout::new(Seed::new(*seed), elements, pool.dims1()?, *block)?;
                 ops::hashed(&pool, layout, *scale, shape)?

@@ -50,6 +50,10 @@ pub enum Share {
         scale: f32,
         /// Shape of the weight.
         shape: Vec<usize>,
+        /// Instead of by blocks, by circular shifts of the pool (STABLE-RPS): the place of the
+        /// weight's first element in the row of all weights of the pool. `block` is then not used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fold_at: Option<u64>,
     },
     /// The leading block of a larger stored tensor: entangled supernets.
     Slice {

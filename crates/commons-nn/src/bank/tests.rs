@@ -49,6 +49,7 @@ fn every_kind() -> Bank {
         block: 5,
         scale: 0.7,
         shape: vec![6, 8],
+        fold_at: None,
     };
     bank.share("hashed", hashed.into()).unwrap();
     let slice = Share::Slice { of: "bank.whole".into(), ranges: vec![(2, 8), (1, 9)] };
@@ -204,4 +205,33 @@ fn broken_plans_are_refused_with_the_weight_named() {
     assert!(SharingPlan::from_json(newer).unwrap_err().to_string().contains("version 9"));
     let slice = Share::Slice { of: "bank.whole".into(), ranges: vec![(0, 10), (0, 2)] };
     assert!(bank.share("z", slice.into()).is_err());
+}
+
+#[test]
+fn a_folded_pool_is_read_back_and_differentiated() {
+    let mut bank = Bank::default();
+    let pool = Tensor::arange(1f32, 8., &Device::Cpu).unwrap();
+    bank.insert("bank.pool", pool).unwrap();
+    let entry = |fold_at| Share::Hashed {
+        pool: "bank.pool".into(),
+        seed: 3,
+        block: 1,
+        scale: 2.,
+        shape: vec![3, 5],
+        fold_at: Some(fold_at),
+    };
+    bank.share("w", entry(4).into()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    bank.save(&path).unwrap();
+    let back = Bank::open(&path).unwrap();
+    let values = |b: &Bank| b.weight("w").unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(values(&back), values(&bank));
+    assert!(values(&bank).iter().all(|v| v.abs() >= 2. && v.abs() <= 14.));
+    let loss = commons_ops::sum(&bank.weight("w").unwrap()).unwrap();
+    let grads = commons_ops::backward(&loss).unwrap();
+    let grad = grads.get(bank.stored_var("bank.pool").unwrap()).unwrap().to_vec1::<f32>().unwrap();
+    // Fifteen elements over seven slots: two or three each.
+    assert!(grad.iter().all(|g| g.abs() <= 6.), "{grad:?}");
+    assert!(bank.share("w", entry(u64::MAX).into()).is_err());
 }

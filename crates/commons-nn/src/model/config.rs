@@ -69,6 +69,10 @@ pub struct DecoderConfig {
     pub num_attention_heads: usize,
     /// Key and value heads; divides `num_attention_heads`.
     pub num_key_value_heads: usize,
+    /// Where groups of query heads are not all of one size: for each layer, how many consecutive
+    /// query heads read each key and value head. Empty means equal groups.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub query_heads_per_kv_head: Vec<Vec<usize>>,
     /// Width of one head.
     pub head_dim: usize,
     /// Epsilon of every RMSNorm.
@@ -125,6 +129,7 @@ impl DecoderConfig {
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
+            query_heads_per_kv_head: Vec::new(),
             head_dim: hidden / heads.max(1),
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.,
@@ -177,6 +182,7 @@ impl DecoderConfig {
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: r.maybe_count("num_key_value_heads")?.unwrap_or(heads),
+            query_heads_per_kv_head: Self::read_groups(r.0)?,
             head_dim: r.maybe_count("head_dim")?.unwrap_or(hidden / heads.max(1)),
             rms_norm_eps: r.number("rms_norm_eps").unwrap_or(1e-6),
             rope_theta: r.number("rope_theta").or(rope.theta).unwrap_or(10_000.),
@@ -245,6 +251,7 @@ impl DecoderConfig {
                 ),
             ));
         }
+        self.check_groups()?;
         if !self.head_dim.is_multiple_of(2) {
             return Err(Error::config(
                 "head_dim",

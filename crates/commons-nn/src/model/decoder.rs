@@ -148,6 +148,21 @@ impl Decoder {
         Ok(ops::add(&x, &update)?)
     }
 
+    /// The keys of layer `depth` before rotation, `[batch, seq, kv_heads, head_dim]`, of the
+    /// residual stream `x: [batch, seq, hidden]`.
+    pub fn keys(&self, depth: usize, x: &Tensor) -> Result<Tensor> {
+        let c = &self.config;
+        let p = layer_prefix(depth);
+        let (batch, seq, _) = x.dims3()?;
+        let normed = self.rms_norm(&format!("{p}input_layernorm"), x)?;
+        let k = self.bank.linear(&format!("{p}self_attn.k_proj"), &normed)?;
+        let k = k.reshape((batch, seq, c.num_key_value_heads, c.head_dim))?;
+        if matches!(c.model_type, Family::Qwen3 | Family::Gemma3) {
+            return self.rms_norm(&format!("{p}self_attn.k_norm"), &k);
+        }
+        Ok(k)
+    }
+
     /// What the attention half of layer `depth` adds to the residual stream.
     pub fn attention_update(
         &self,
@@ -183,6 +198,7 @@ impl Decoder {
             causal: true,
             scale: c.query_pre_attn_scalar.map(|s| (1. / s.sqrt()) as f32),
             window: c.sliding_window.filter(|_| local),
+            key_heads: c.key_heads(depth),
             ..AttentionOptions::default()
         };
         let y = ops::attention(&q, &k, &v, &options)?;

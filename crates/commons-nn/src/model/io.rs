@@ -92,36 +92,36 @@ impl Loaded {
     /// When something of another kind is in the way or writing fails.
     pub fn save(&self, path: &Path, format: SaveFormat) -> Result<()> {
         match format {
-            SaveFormat::Shared(dtype) => self.save_folder(path, &self.model.bank, dtype),
-            SaveFormat::HuggingFace(dtype) => {
-                self.save_folder(path, &self.model.bank.materialize()?, dtype)
-            }
+            SaveFormat::Shared(dtype) => self.save_folder(path, &self.model, dtype),
+            SaveFormat::HuggingFace(dtype) => self.save_folder(path, &self.model.plain()?, dtype),
             SaveFormat::Gguf(kind) => {
-                let bank = self.model.bank.materialize()?;
-                let weights = bank
+                let plain = self.model.plain()?;
+                let weights = plain
+                    .bank
                     .stored_vars()
                     .map(|(n, v)| (n.to_owned(), v.as_detached_tensor()))
                     .collect();
                 let weights: std::collections::BTreeMap<String, Tensor> = weights;
-                gguf::export(path, &self.config_json()?, &self.tokenizer.to_gguf()?, &weights, kind)
+                gguf::export(
+                    path,
+                    &config_json(&plain)?,
+                    &self.tokenizer.to_gguf()?,
+                    &weights,
+                    kind,
+                )
             }
         }
     }
 
-    fn config_json(&self) -> Result<Map<String, Value>> {
-        match self.model.config.to_json()? {
-            Value::Object(map) => Ok(map),
-            other => Err(Error::config("config", format!("{other} is not an object"))),
-        }
-    }
-
-    fn save_folder(&self, path: &Path, bank: &Bank, dtype: DType) -> Result<()> {
+    /// Writes `model` with this tokenizer.
+    fn save_folder(&self, path: &Path, model: &Decoder, dtype: DType) -> Result<()> {
+        let bank = &model.bank;
         let folder = AtomicFolder::create(path)?;
         let out = folder.path();
-        let mut config = self.config_json()?;
+        let mut config = config_json(model)?;
         config.insert("torch_dtype".into(), dtype_name(dtype)?.into());
         write_json_atomic(out.join("config.json"), &config)?;
-        let c = &self.model.config;
+        let c = &model.config;
         let mut generation = Map::new();
         for (key, id) in [("bos_token_id", c.bos_token_id), ("eos_token_id", c.eos_token_id)] {
             if let Some(id) = id {
@@ -143,6 +143,13 @@ impl Loaded {
         })?;
         folder.commit_replacing()?;
         Ok(())
+    }
+}
+
+fn config_json(model: &Decoder) -> Result<Map<String, Value>> {
+    match model.config.to_json()? {
+        Value::Object(map) => Ok(map),
+        other => Err(Error::config("config", format!("{other} is not an object"))),
     }
 }
 

@@ -3,6 +3,7 @@
 mod bert;
 mod config;
 mod decoder;
+mod groups;
 mod io;
 mod kv;
 mod resnet;
@@ -11,6 +12,7 @@ mod vit;
 pub use bert::{Bert, BertConfig};
 pub use config::{DecoderConfig, Family, LayerType};
 pub use decoder::{BLOCK_MATRICES, Decoder, Rotary, ids_tensor, layer_prefix};
+pub use groups::{GROUPS_KEY, key_heads};
 pub use io::{Loaded, SaveFormat};
 pub use kv::KvCache;
 pub use resnet::{Mode, ResNet, ResNetConfig, is_running_statistic};

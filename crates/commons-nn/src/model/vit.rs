@@ -22,8 +22,10 @@ pub struct VitConfig {
     pub hidden_size: usize,
     /// Layers.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// Query heads.
     pub num_attention_heads: usize,
+    /// Key and value heads; divides `num_attention_heads`, and equals it in a plain transformer.
+    pub num_key_value_heads: usize,
     /// Width inside the feed-forward part.
     pub intermediate_size: usize,
     /// Classes.
@@ -47,7 +49,17 @@ impl VitConfig {
         {
             return Err(Error::config("num_attention_heads", "must divide hidden_size"));
         }
+        if self.num_key_value_heads == 0
+            || !self.num_attention_heads.is_multiple_of(self.num_key_value_heads)
+        {
+            return Err(Error::config("num_key_value_heads", "must divide num_attention_heads"));
+        }
         Ok(())
+    }
+
+    /// Width of one head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
     }
 
     fn patches(&self) -> usize {
@@ -69,8 +81,9 @@ impl VitConfig {
         linear("vit.embeddings.patch_embeddings.projection", h, patch);
         for layer in 0..self.num_hidden_layers {
             let p = format!("vit.encoder.layer.{layer}");
-            for module in ["query", "key", "value"] {
-                linear(&format!("{p}.attention.attention.{module}"), h, h);
+            let narrow = self.num_key_value_heads * self.head_dim();
+            for (module, out) in [("query", h), ("key", narrow), ("value", narrow)] {
+                linear(&format!("{p}.attention.attention.{module}"), out, h);
             }
             linear(&format!("{p}.attention.output.dense"), h, h);
             linear(&format!("{p}.intermediate.dense"), f, h);
@@ -175,20 +188,32 @@ impl Vit {
         Ok(x.broadcast_add(&self.bank.weight("vit.embeddings.position_embeddings")?)?)
     }
 
-    /// What the attention half of `layer` adds.
-    pub fn attention_update(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
-        let c = &self.config;
+    /// Queries, keys and values of `layer`, `[batch, seq, heads, head_dim]` each, of the residual
+    /// stream `x: [batch, seq, hidden]`.
+    pub fn attention_heads(&self, layer: usize, x: &Tensor) -> Result<[Tensor; 3]> {
         let p = format!("vit.encoder.layer.{layer}");
-        let (batch, seq, hidden) = x.dims3()?;
+        let (batch, seq, _) = x.dims3()?;
+        let d = self.config.head_dim();
         let normed = self.norm(&format!("{p}.layernorm_before"), x)?;
         let head = |module: &str| -> Result<Tensor> {
             let y = self.bank.linear(&format!("{p}.attention.attention.{module}"), &normed)?;
-            let heads = y.dim(2)? * c.num_attention_heads / hidden;
-            Ok(y.reshape((batch, seq, heads, hidden / c.num_attention_heads))?)
+            let heads = y.dim(2)? / d;
+            Ok(y.reshape((batch, seq, heads, d))?)
         };
-        let options = AttentionOptions { causal: false, ..AttentionOptions::default() };
-        let y = ops::attention(&head("query")?, &head("key")?, &head("value")?, &options)?;
-        self.bank.linear(&format!("{p}.attention.output.dense"), &y.reshape((batch, seq, hidden))?)
+        Ok([head("query")?, head("key")?, head("value")?])
+    }
+
+    /// What `layer` makes of the outputs of its heads, `[batch, seq, heads, head_dim]`.
+    pub fn attention_output(&self, layer: usize, y: &Tensor) -> Result<Tensor> {
+        let module = format!("vit.encoder.layer.{layer}.attention.output.dense");
+        self.bank.linear(&module, &y.flatten_from(2)?)
+    }
+
+    /// What the attention half of `layer` adds.
+    pub fn attention_update(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
+        let [q, k, v] = self.attention_heads(layer, x)?;
+        let y = ops::attention(&q, &k, &v, &AttentionOptions::default())?;
+        self.attention_output(layer, &y)
     }
 
     /// What the feed-forward half of `layer` adds.
@@ -208,6 +233,11 @@ impl Vit {
             x = ops::add(&x, &self.attention_update(layer, &x)?)?;
             x = ops::add(&x, &self.mlp_update(layer, &x)?)?;
         }
+        self.classify(&x)
+    }
+
+    /// Class scores `[batch, num_labels]` of the last layer's output `[batch, seq, hidden]`.
+    pub fn classify(&self, x: &Tensor) -> Result<Tensor> {
         let class = x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
         self.bank.linear("classifier", &self.norm("vit.layernorm", &class)?)
     }

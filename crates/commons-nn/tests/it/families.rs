@@ -72,6 +72,7 @@ fn vit_equals_transformers() {
         hidden_size: count("hidden_size"),
         num_hidden_layers: count("num_hidden_layers"),
         num_attention_heads: count("num_attention_heads"),
+        num_key_value_heads: count("num_attention_heads"),
         intermediate_size: count("intermediate_size"),
         num_labels: 5,
     };

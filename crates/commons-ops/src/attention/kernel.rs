@@ -70,11 +70,12 @@ impl Call {
         // Query heads of a group add up in order, whichever thread was first.
         let dks = split_heads(&mut dk, s.b, s.tk, s.hkv, s.d);
         let dvs = split_heads(&mut dv, s.b, s.tk, s.hkv, s.d);
-        let group = s.hq / s.hkv;
         let work = parts.len() * s.tk * s.d;
-        par::each(dks.into_iter().zip(dvs).zip(parts.chunks(group)), work, |((dk, dv), parts)| {
+        par::each(dks.into_iter().zip(dvs).enumerate(), work, |(i, (dk, dv))| {
             let (mut dk, mut dv) = (dk, dv);
-            for (pk, pv) in parts {
+            let (row, kv) = (i / s.hkv, i % s.hkv);
+            let heads = parts[row * s.hq..(row + 1) * s.hq].iter().enumerate();
+            for (_, (pk, pv)) in heads.filter(|(h, _)| self.key_head(*h) == kv) {
                 add_to(&mut dk, pk);
                 add_to(&mut dv, pv);
             }
@@ -100,6 +101,10 @@ impl Call {
         along
     }
 
+    fn key_head(&self, h: usize) -> usize {
+        self.options.key_head(h, (self.shape.hq / self.shape.hkv).max(1))
+    }
+
     /// A measure of the work for choosing threads, in elements.
     fn work(&self) -> usize {
         let s = self.shape;
@@ -109,7 +114,7 @@ impl Call {
     fn head<'a>(&self, q: &'a [f32], k: &'a [f32], v: &'a [f32], i: usize) -> Head<'a> {
         let s = self.shape;
         let (row, h) = (i / s.hq, i % s.hq);
-        let kv = h / (s.hq / s.hkv);
+        let kv = self.key_head(h);
         let (wide, narrow) = (s.hq * s.d, s.hkv * s.d);
         Head {
             q: head_of(q, s.tq, wide, row, h, s.d),

@@ -26,6 +26,9 @@ pub struct AttentionOptions {
     pub softcap: Option<f32>,
     /// Valid keys of each batch row; later keys are padding. A query that sees no key yields zeros.
     pub key_lengths: Option<Vec<usize>>,
+    /// The key head that each query head reads, for groups of unequal size. `None` gives every key
+    /// head `hq / hkv` consecutive query heads. A key head that nobody reads costs nothing.
+    pub key_heads: Option<Vec<usize>>,
 }
 
 impl AttentionOptions {
@@ -34,12 +37,22 @@ impl AttentionOptions {
     pub fn causal() -> Self {
         Self { causal: true, ..Self::default() }
     }
+
+    /// The key head that query head `head` reads, with `group` query heads for each if groups are
+    /// equal.
+    pub(crate) fn key_head(&self, head: usize, group: usize) -> usize {
+        match &self.key_heads {
+            Some(map) => map[head],
+            None => head / group,
+        }
+    }
 }
 
 /// Attention `softmax(scale · q kᵀ) v` per head; returns `[batch, queries, heads, head_dim]`.
 ///
 /// `q` is `[b, tq, hq, d]`, `k` and `v` are `[b, tk, hkv, d]` with `hkv` dividing `hq`: query head
-/// `h` reads key head `h / (hq / hkv)` (grouped-query attention, Ainslie et al. 2023). Scores are
+/// `h` reads key head `h / (hq / hkv)` (grouped-query attention, Ainslie et al. 2023), or the one
+/// that [`AttentionOptions::key_heads`] names. Scores are
 /// never stored for the backward pass, which recomputes them (Dao 2023, section 3).
 ///
 /// # Errors
@@ -115,7 +128,8 @@ impl Shape {
                 k.dims()
             )
         };
-        if kb != b || kd != d || v.dims() != k.dims() || hkv == 0 || hq % hkv != 0 {
+        let unequal = options.key_heads.is_some();
+        if kb != b || kd != d || v.dims() != k.dims() || hkv == 0 || (hq % hkv != 0 && !unequal) {
             bail!(
                 "attention: keys {:?} and values {:?} do not fit queries {:?}",
                 k.dims(),
@@ -133,6 +147,11 @@ impl Shape {
             && (lengths.len() != b || lengths.iter().any(|&n| n > tk))
         {
             bail!("attention: key_lengths {lengths:?} do not fit keys {:?}", k.dims())
+        }
+        if let Some(map) = &options.key_heads
+            && (map.len() != hq || map.iter().any(|&g| g >= hkv))
+        {
+            bail!("attention: key_heads {map:?} do not name one of {hkv} for each of {hq} heads")
         }
         let scale = options.scale.unwrap_or_else(|| 1.0 / (d.max(1) as f32).sqrt());
         Ok(Self { b, tq, tk, hq, hkv, d, scale })

@@ -27,6 +27,25 @@ fn every_option_agrees_with_the_definition() {
 }
 
 #[test]
+fn groups_may_be_unequal() {
+    let map = |heads: &[usize]| Some(heads.to_vec());
+    let causal = AttentionOptions::causal();
+    // Key head 1 is read by nobody; heads need not be in order, nor divide the query heads.
+    for heads in [[0, 0, 0, 2, 2], [2, 0, 2, 0, 0]] {
+        let options = AttentionOptions { key_heads: map(&heads), ..causal.clone() };
+        check(&[2, 4, 5, 3], &[2, 4, 3, 3], &options);
+    }
+    let (q, k, v) = (randn(1, &[2, 3, 4, 2]), randn(2, &[2, 3, 2, 2]), randn(3, &[2, 3, 2, 2]));
+    let equal = AttentionOptions { key_heads: map(&[0, 0, 1, 1]), ..causal.clone() };
+    let got = attention(&q, &k, &v, &equal).unwrap();
+    assert_eq!(distance(&got, &attention(&q, &k, &v, &causal).unwrap()), 0.0);
+    for heads in [&[0, 0, 1][..], &[0, 0, 1, 2]] {
+        let options = AttentionOptions { key_heads: map(heads), ..causal.clone() };
+        assert!(attention(&q, &k, &v, &options).unwrap_err().to_string().contains("key_heads"));
+    }
+}
+
+#[test]
 fn blocks_join_up() {
     // Longer than a block of queries, with a ragged end.
     let (q, k, v) =

@@ -12,6 +12,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions)
     let heads_first = |x: &Tensor| widen(x)?.transpose(1, 2)?.contiguous();
     let repeat = |x: &Tensor| -> Result<Tensor> {
         let x = heads_first(x)?;
+        if let Some(map) = &options.key_heads {
+            let map: Vec<u32> = map.iter().map(|&g| g as u32).collect();
+            return x.index_select(&Tensor::new(map, x.device())?, 1);
+        }
         let group = s.hq / s.hkv;
         x.unsqueeze(2)?
             .broadcast_as((s.b, s.hkv, group, s.tk, s.d))?

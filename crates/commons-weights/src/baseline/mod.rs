@@ -56,6 +56,10 @@ pub fn drop_layers(model: &Decoder, keep: &[usize]) -> Result<Decoder> {
     if !config.layer_types.is_empty() {
         config.layer_types = keep.iter().map(|&k| model.config.layer_types[k]).collect();
     }
+    if !config.query_heads_per_kv_head.is_empty() {
+        let groups = |&k: &usize| model.config.query_heads_per_kv_head[k].clone();
+        config.query_heads_per_kv_head = keep.iter().map(groups).collect();
+    }
     let mut bank = Bank::new(model.bank.device().clone());
     for (name, _) in config.weights() {
         if name == "lm_head.weight" && config.tie_word_embeddings {

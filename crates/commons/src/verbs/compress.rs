@@ -27,6 +27,10 @@ pub const EXAMPLES: &str = examples![
     "$ commons compress --model smollm2-135m --data shakespeare --loops 2 --rank 64 --steps 200 -o out",
     "# remove a tenth of the layers, let pairs of the rest share",
     "$ commons compress --model smollm2-135m --data book.txt --method foldgpt --remove 0.1 -o folded",
+    "# one key and value head where there were three, four, …",
+    "$ commons compress --model smollm2-135m --data book.txt --method kdgqa --kv-heads 1 -o grouped",
+    "# all matrices from a pool of half their size",
+    "$ commons compress --model smollm2-135m --data book.txt --method stable-rps --compression 2 -o pooled",
     "# what would be stored, without doing it",
     "$ commons compress --model smollm2-135m --loops 3 --dry-run",
     "# after an interruption",
@@ -86,6 +90,15 @@ pub struct MethodOptions {
     /// Consecutive layers that share one set of matrices [foldgpt]
     #[arg(long, value_name = "N")]
     pub share_group: Option<usize>,
+    /// Key and value heads to keep [kdgqa; default: half]
+    #[arg(long, value_name = "N")]
+    pub kv_heads: Option<usize>,
+    /// Who decides which query heads share one: gqa, kdgqa, dgqa-diff, dgqa-ema, random [kdgqa; default: kdgqa]
+    #[arg(long, value_name = "NAME")]
+    pub scheme: Option<String>,
+    /// How many times fewer elements the pool holds than the matrices read from it [stable-rps; default: 2]
+    #[arg(long, value_name = "X")]
+    pub compression: Option<f64>,
     /// Steps of healing [default: 200]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,

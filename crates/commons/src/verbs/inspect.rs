@@ -10,6 +10,7 @@ use commons_nn::bank::{PART, PLAN_KEY, SharingPlan};
 use commons_nn::format::folder::CONFIG_FILE;
 use commons_nn::format::gguf::Gguf;
 use commons_nn::format::safetensors::{Checkpoint, Dtype};
+use commons_nn::model::GROUPS_KEY;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -20,7 +21,7 @@ use crate::model::Sources;
 use crate::output::Grid;
 use commons_core::format::{bytes, grouped};
 
-pub use sharing::{Line, describe};
+pub use sharing::{Line, describe, query_groups};
 
 pub const EXAMPLES: &str = examples![
     "$ commons inspect ./out",
@@ -190,13 +191,14 @@ fn dtype_name(dtype: Dtype) -> String {
 
 /// The fields of a `config.json` that say what a model looks like, where it has them.
 fn outline(config: &Map<String, Value>) -> BTreeMap<&'static str, Value> {
-    const FIELDS: [&str; 8] = [
+    const FIELDS: [&str; 9] = [
         "model_type",
         "num_hidden_layers",
         "hidden_size",
         "intermediate_size",
         "num_attention_heads",
         "num_key_value_heads",
+        GROUPS_KEY,
         "vocab_size",
         "max_position_embeddings",
     ];
@@ -228,6 +230,10 @@ impl Inspection {
         let logical =
             Count { parameters, bytes: (parameters as f64 * per_parameter).round() as u64 };
         let shapes = tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice())).collect();
+        let groups: Option<Vec<Vec<usize>>> =
+            architecture.get(GROUPS_KEY).and_then(|v| serde_json::from_value(v.clone()).ok());
+        let mut sharing = describe(plan, &shapes);
+        sharing.extend(groups.and_then(|rows| query_groups(&rows)));
         Self {
             path: path.display().to_string(),
             kind,
@@ -235,7 +241,7 @@ impl Inspection {
             dtypes,
             stored,
             logical,
-            sharing: describe(plan, &shapes),
+            sharing,
             adapter,
             count: tensors.len(),
             tensors: Some(tensors),

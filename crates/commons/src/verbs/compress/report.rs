@@ -14,7 +14,7 @@ use crate::cli::App;
 use crate::error::Result;
 use crate::model::{Cost, size_on_disk};
 use crate::output::Grid;
-use crate::verbs::inspect::{Line, describe, show_sharing};
+use crate::verbs::inspect::{Line, describe, query_groups, show_sharing};
 use commons_core::format::{bytes, grouped, number, si};
 
 /// Name of the report in the result.
@@ -76,7 +76,9 @@ pub struct Report {
 pub fn lines(model: &Decoder) -> Result<Vec<Line>> {
     let shapes: BTreeMap<&str, &[usize]> =
         model.bank.stored_vars().map(|(n, v)| (n, v.dims())).collect();
-    Ok(describe(model.bank.plan(), &shapes))
+    let mut lines = describe(model.bank.plan(), &shapes);
+    lines.extend(query_groups(&model.config.query_heads_per_kv_head));
+    Ok(lines)
 }
 
 impl Report {

@@ -11,7 +11,7 @@ const LISTED: usize = 4;
 /// One way of sharing and the weights it makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// `tied`, `low-rank`, `combined`, `hashed`, `sliced`, `noise`.
+    /// `grouped`, `tied`, `low-rank`, `combined`, `hashed`, `sliced`, `noise`.
     pub kind: &'static str,
     /// Number of weights made this way.
     pub weights: usize,
@@ -49,6 +49,29 @@ pub fn describe(plan: &SharingPlan, shapes: &BTreeMap<&str, &[usize]>) -> Vec<Li
     lines.extend(low_rank(plan, shapes));
     lines.extend(other(plan));
     lines
+}
+
+/// Unequal groups of query heads, `[layers][kv heads]`, as a line.
+pub fn query_groups(rows: &[Vec<usize>]) -> Option<Line> {
+    let heads: usize = rows.first()?.iter().sum();
+    let mut patterns: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (layer, sizes) in rows.iter().enumerate() {
+        let shown: Vec<String> = sizes.iter().map(ToString::to_string).collect();
+        patterns.entry(shown.join("+")).or_default().push(layer);
+    }
+    let mut patterns: Vec<(String, Vec<usize>)> = patterns.into_iter().collect();
+    patterns.sort_by_key(|(_, layers)| (std::cmp::Reverse(layers.len()), layers[0]));
+    let part = |(sizes, layers): &(String, Vec<usize>)| {
+        let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+        format!("{sizes} in {}", layers.join(" "))
+    };
+    let shown: Vec<String> = patterns.iter().map(part).collect();
+    Some(Line {
+        kind: "grouped",
+        weights: 2 * rows.len(),
+        which: "k v".into(),
+        how: format!("{heads} query heads, layers: {}", shown.join("; ")),
+    })
 }
 
 /// Layer and the rest of a name such as `model.layers.3.mlp.up_proj.weight`.
@@ -291,6 +314,14 @@ mod tests {
         assert_eq!(lines[1].which, "lm_head.weight");
         assert_eq!((lines[2].kind, lines[2].weights), ("low-rank", 60));
         assert!(lines[2].how.starts_with("rank 8 in 30 layers"), "{}", lines[2].how);
+    }
+
+    #[test]
+    fn unequal_groups_are_gathered_by_pattern() {
+        let rows = [vec![1, 5], vec![2, 4], vec![1, 5]];
+        let line = query_groups(&rows).unwrap();
+        assert_eq!(line.how, "6 query heads, layers: 1+5 in 0 2; 2+4 in 1");
+        assert_eq!(query_groups(&[]), None);
     }
 
     #[test]

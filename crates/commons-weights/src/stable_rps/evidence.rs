@@ -1,0 +1,316 @@
+//! Measures the claims.
+
+use commons_core::cells;
+use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
+use commons_core::report::Plot;
+use commons_core::stats::{Summary, mean};
+use commons_core::table::{Table, Unit};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::study::{Arm, Repeat, Study, Trained};
+use crate::{Error, Result};
+
+/// The evidence for [`super::StableRps`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence;
+
+/// What the evidence is measured on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// What is compared.
+    pub study: Study,
+    /// Repeats on every data set.
+    pub seeds: Vec<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { study: Study::default(), seeds: vec![0, 1, 2] }
+    }
+}
+
+const ABSTRACT: Figure = Figure::text("direction only (abstract)");
+
+impl Experiment for Evidence {
+    const PAPER: Paper = Paper {
+        slug: "stable-rps",
+        title: "In defense of parameter sharing for model-compression",
+        year: 2024,
+        shares: "one small pool, from which all weights of a network are read by a hash",
+        link: "https://arxiv.org/abs/2310.11611",
+    };
+
+    const CLAIMS: &'static [Claim] = &[
+        Claim::new(
+            "continuity",
+            "without compression, twenty steps follow the dense network's losses",
+            Figure::text("exact (Pareto-continuity)"),
+            "trajectory_gap",
+            Bound::AtMost(1e-3),
+        ),
+        Claim::new(
+            "high",
+            "at high compression it is no worse than the best of MAG, SNIP, SynFlow and GraSP",
+            ABSTRACT,
+            "accuracy_stable_high",
+            Bound::AtLeast(0.),
+        )
+        .against("accuracy_pruned_high", Compare::Difference),
+        Claim::new(
+            "range",
+            "below that it is within a point of the best of MAG, SNIP, SynFlow and GraSP",
+            ABSTRACT,
+            "accuracy_stable_low",
+            Bound::AtLeast(-0.01),
+        )
+        .against("accuracy_pruned_low", Compare::Difference),
+        Claim::new(
+            "small",
+            "at every compression above 1 it is no worse than a narrower network (mean)",
+            ABSTRACT,
+            "accuracy_stable_mean",
+            Bound::AtLeast(0.),
+        )
+        .against("accuracy_small_mean", Compare::Difference),
+        Claim::new(
+            "one",
+            "at compression 1 it is no worse than ROAST",
+            ABSTRACT,
+            "accuracy_stable_one",
+            Bound::AtLeast(0.),
+        )
+        .against("accuracy_roast_one", Compare::Difference),
+        Claim::new(
+            "stability",
+            "over scales of the initial pool its accuracy spreads less than ROAST's",
+            ABSTRACT,
+            "spread_stable",
+            Bound::AtMost(0.),
+        )
+        .against("spread_roast", Compare::Difference),
+        Claim::new(
+            "rewinding",
+            "at low compression iterative pruning with rewinding is no worse",
+            Figure::text("reviews of the paper"),
+            "accuracy_ltr",
+            Bound::AtLeast(0.),
+        )
+        .against("accuracy_stable_ltr", Compare::Difference),
+        Claim::new(
+            "time",
+            "a training step from the pool takes at most 1.3 times a dense one",
+            Figure::text("not in the paper"),
+            "step_pooled",
+            Bound::AtMost(1.3),
+        )
+        .against("step_dense", Compare::Ratio),
+    ];
+
+    const RECIPES: &'static [Recipe] =
+        &[Recipe::smoke(include_str!("smoke.toml")), Recipe::full(include_str!("full.toml"))];
+
+    type Config = Settings;
+
+    fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
+        measure(settings, run).map_err(|error| match error {
+            Error::Interrupted => commons_core::Error::Interrupted,
+            Error::Core(error) => error,
+            other => commons_core::Error::other(other),
+        })
+    }
+}
+
+/// One network: data set, what made it smaller, compression.
+struct Point {
+    data: String,
+    key: &'static str,
+    compression: f64,
+    trained: Trained,
+}
+
+fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
+    settings.study.check()?;
+    if settings.seeds.is_empty() {
+        return Err(Error::config("seeds", "give at least one"));
+    }
+    let mut points = Vec::new();
+    for data in &settings.study.data {
+        for &seed in &settings.seeds {
+            let seed = run.seed().fork("repeat", seed);
+            let sets = data.prepare(seed.fork("images", 0))?;
+            let at = Repeat { sets: &sets, seed, run };
+            let found = repeat(&settings.study, &data.data, &at)?;
+            let gap = settings.study.trajectory_gap(20, &at)?;
+            judge(&settings.study, &found, run);
+            run.measure("trajectory_gap", gap);
+            points.extend(found);
+        }
+        run.plot(curve(&data.data, &points));
+    }
+    run.table(accuracy_table(&points));
+    scales(settings, run)?;
+    timing(settings, run)
+}
+
+fn repeat(study: &Study, data: &str, at: &Repeat<'_>) -> Result<Vec<Point>> {
+    let mut points = Vec::new();
+    let progress = at.run.progress();
+    let mut task = progress.task(data, None);
+    let mut add = |key: &'static str, compression: f64, trained: Trained| {
+        task.update(points.len() as u64, &format!("{key} {compression}: {}", trained.accuracy));
+        points.push(Point { data: data.into(), key, compression, trained });
+    };
+    add("dense", 1., study.full(at)?);
+    for &c in &study.compressions {
+        for arm in Arm::ALL {
+            // Pruning or narrowing nothing is the dense network.
+            let pooled = matches!(arm, Arm::Stable | Arm::Roast | Arm::Robe);
+            if c > 1. || pooled {
+                add(arm.key(), c, study.arm(arm, c, at)?);
+            }
+        }
+    }
+    for &c in &study.rewinding {
+        add("ltr", c, study.rewound(c, at)?);
+    }
+    Ok(points)
+}
+
+/// Measures of one repeat.
+fn judge(study: &Study, points: &[Point], run: &mut Run) {
+    let of = |key: &str, c: f64| {
+        let found = points.iter().find(|p| p.key == key && p.compression == c);
+        found.map_or(f64::NAN, |p| p.trained.accuracy)
+    };
+    let best = |c: f64| {
+        ["mag", "snip", "synflow", "grasp"].into_iter().map(|k| of(k, c)).fold(0., f64::max)
+    };
+    let above: Vec<f64> = study.compressions.iter().copied().filter(|&c| c > 1.).collect();
+    for &c in &above {
+        let part = if c >= study.high { "high" } else { "low" };
+        run.measure(&format!("accuracy_stable_{part}"), of("stable", c));
+        run.measure(&format!("accuracy_pruned_{part}"), best(c));
+    }
+    let over = |key| mean(&above.iter().map(|&c| of(key, c)).collect::<Vec<_>>());
+    run.measure("accuracy_stable_mean", over("stable"));
+    run.measure("accuracy_small_mean", over("small"));
+    run.measure("accuracy_dense", of("dense", 1.));
+    run.measure("accuracy_stable_one", of("stable", 1.));
+    run.measure("accuracy_roast_one", of("roast", 1.));
+    for &c in &study.rewinding {
+        run.measure("accuracy_ltr", of("ltr", c));
+        run.measure("accuracy_stable_ltr", of("stable", c));
+    }
+}
+
+/// Points of one data set, method and compression together.
+fn gathered(points: &[Point]) -> Vec<Vec<&Point>> {
+    let mut all: Vec<Vec<&Point>> = Vec::new();
+    for p in points {
+        let like = |of: &&mut Vec<&Point>| {
+            of[0].data == p.data && of[0].key == p.key && of[0].compression == p.compression
+        };
+        match all.iter_mut().find(like) {
+            Some(of) => of.push(p),
+            None => all.push(vec![p]),
+        }
+    }
+    all
+}
+
+fn accuracies(of: &[&Point]) -> Vec<f64> {
+    of.iter().map(|p| p.trained.accuracy).collect()
+}
+
+fn accuracy_table(points: &[Point]) -> Table {
+    let mut table = Table::new("Accuracy, mean over seeds")
+        .columns(["data", "method", "compression"])
+        .column("stored", Unit::Si)
+        .column("accuracy", Unit::Percent)
+        .column("95 % ±", Unit::Percent)
+        .columns(["collapsed layers"]);
+    for of in gathered(points) {
+        let values = accuracies(&of);
+        let spread = Summary::of(&values).ok().and_then(|s| s.interval).map(|i| i.half_width());
+        let p = of[0];
+        table.push(cells![
+            p.data.as_str(),
+            p.key,
+            p.compression,
+            p.trained.stored,
+            mean(&values),
+            spread,
+            p.trained.collapsed
+        ]);
+    }
+    table
+}
+
+fn curve(data: &str, points: &[Point]) -> Plot {
+    let mut plot =
+        Plot::new(format!("Accuracy over compression, {data}")).x("compression").y("accuracy");
+    plot = plot.log_x();
+    let all = gathered(points);
+    let keys = Arm::ALL.iter().map(|a| a.key()).chain(["ltr"]);
+    for key in keys {
+        let of = all.iter().filter(|of| of[0].key == key && of[0].data == data);
+        let line = of.map(|of| {
+            let values = accuracies(of);
+            let (m, i) = (mean(&values), Summary::of(&values).ok().and_then(|s| s.interval));
+            (of[0].compression, m, i.map_or(m, |i| i.low), i.map_or(m, |i| i.high))
+        });
+        plot = plot.band(key, line);
+    }
+    plot
+}
+
+/// Accuracy over the scale of the initial pool, on the first data set.
+fn scales(settings: &Settings, run: &mut Run) -> Result<()> {
+    let study = &settings.study;
+    let Some(data) = study.data.first() else { return Ok(()) };
+    let mut table = Table::new("Accuracy by scale of the initial pool, compression 10")
+        .columns(["scale", "seed"])
+        .column("STABLE-RPS", Unit::Percent)
+        .column("ROAST", Unit::Percent);
+    for &seed in &settings.seeds {
+        let forked = run.seed().fork("repeat", seed);
+        let sets = data.prepare(forked.fork("images", 0))?;
+        let mut seen = [Vec::new(), Vec::new()];
+        for &scale in &study.scales {
+            let at = Repeat { sets: &sets, seed: forked, run };
+            let stable = study.at_scale(scale, true, &at)?;
+            let roast = study.at_scale(scale, false, &at)?;
+            table.push(cells![scale, seed, stable, roast]);
+            seen[0].push(stable);
+            seen[1].push(roast);
+        }
+        let spread =
+            |v: &[f64]| v.iter().copied().fold(0., f64::max) - v.iter().copied().fold(1., f64::min);
+        run.measure("spread_stable", spread(&seen[0]));
+        run.measure("spread_roast", spread(&seen[1]));
+    }
+    run.table(table);
+    Ok(())
+}
+
+fn timing(settings: &Settings, run: &mut Run) -> Result<()> {
+    let Some(data) = settings.study.data.first() else { return Ok(()) };
+    let sets = data.prepare(run.seed().fork("images", 0))?;
+    let at = Repeat { sets: &sets, seed: run.seed(), run };
+    let t = settings.study.timing(&at)?;
+    let mut table = Table::new("Time of a training step").columns(["part", "ms"]);
+    for (part, seconds) in [
+        ("dense step", t.dense),
+        ("pooled step", t.pooled),
+        ("of it: gather", t.gather),
+        ("of it: scaling the gradient", t.scaler),
+    ] {
+        table.push(cells![part, 1e3 * seconds]);
+    }
+    run.table(table);
+    run.measure("step_dense", t.dense);
+    run.measure("step_pooled", t.pooled);
+    Ok(())
+}
