@@ -9,6 +9,8 @@ pub mod compress;
 mod error;
 pub mod foldgpt;
 pub mod heal;
+pub mod linalg;
+pub mod masa;
 pub mod material;
 pub mod relaxed_recursive;
 
@@ -18,8 +20,9 @@ pub use error::{Error, Result};
 use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
-pub const METHODS: &[&dyn Method] = &[&foldgpt::Evidence, &relaxed_recursive::Evidence];
+pub const METHODS: &[&dyn Method] =
+    &[&foldgpt::Evidence, &masa::Evidence, &relaxed_recursive::Evidence];
 
 /// Methods that compress a pretrained decoder.
 pub const COMPRESSORS: &[&dyn AnyCompress] =
-    &[&foldgpt::FoldGpt, &relaxed_recursive::RelaxedRecursive];
+    &[&foldgpt::FoldGpt, &masa::Masa, &relaxed_recursive::RelaxedRecursive];

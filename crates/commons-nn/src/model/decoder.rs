@@ -125,7 +125,7 @@ impl Decoder {
     }
 
     /// RMSNorm with the gain `{module}.weight` (`1 + weight` for Gemma).
-    fn rms_norm(&self, module: &str, x: &Tensor) -> Result<Tensor> {
+    pub fn rms_norm(&self, module: &str, x: &Tensor) -> Result<Tensor> {
         let mut gain = self.bank.weight(&format!("{module}.weight"))?;
         if self.config.model_type == Family::Gemma3 {
             gain = gain.affine(1., 1.)?;
@@ -156,12 +156,30 @@ impl Decoder {
         rotary: &Rotary,
         kv: Option<&mut KvCache>,
     ) -> Result<Tensor> {
+        let p = layer_prefix(depth);
+        let normed = self.rms_norm(&format!("{p}input_layernorm"), x)?;
+        let y = self.attention_heads(depth, &normed, rotary, kv)?;
+        let y = self.bank.linear(&format!("{p}self_attn.o_proj"), &y)?;
+        if self.config.model_type == Family::Gemma3 {
+            return self.rms_norm(&format!("{p}post_attention_layernorm"), &y);
+        }
+        Ok(y)
+    }
+
+    /// What the heads of layer `depth` read from `normed`, the normed residual stream: the input
+    /// `[batch, seq, heads · head_dim]` of the output projection.
+    pub fn attention_heads(
+        &self,
+        depth: usize,
+        normed: &Tensor,
+        rotary: &Rotary,
+        kv: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
         let c = &self.config;
         let p = layer_prefix(depth);
-        let (batch, seq, _) = x.dims3()?;
-        let normed = self.rms_norm(&format!("{p}input_layernorm"), x)?;
+        let (batch, seq, _) = normed.dims3()?;
         let project = |module: &str, heads: usize| -> Result<Tensor> {
-            let y = self.bank.linear(&format!("{p}self_attn.{module}"), &normed)?;
+            let y = self.bank.linear(&format!("{p}self_attn.{module}"), normed)?;
             Ok(y.reshape((batch, seq, heads, c.head_dim))?)
         };
         let mut q = project("q_proj", c.num_attention_heads)?;
@@ -186,12 +204,7 @@ impl Decoder {
             ..AttentionOptions::default()
         };
         let y = ops::attention(&q, &k, &v, &options)?;
-        let y = y.reshape((batch, seq, c.num_attention_heads * c.head_dim))?;
-        let y = self.bank.linear(&format!("{p}self_attn.o_proj"), &y)?;
-        if c.model_type == Family::Gemma3 {
-            return self.rms_norm(&format!("{p}post_attention_layernorm"), &y);
-        }
-        Ok(y)
+        Ok(y.reshape((batch, seq, c.num_attention_heads * c.head_dim))?)
     }
 
     /// What the feed-forward half of layer `depth` adds to the residual stream.
