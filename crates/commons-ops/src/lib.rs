@@ -37,6 +37,7 @@ pub mod rope;
 pub mod share;
 pub mod simd;
 mod slices;
+pub mod streams;
 mod tape;
 #[cfg(test)]
 mod testing;
@@ -66,5 +67,6 @@ pub use pool::{
 };
 pub use rope::{RopeScaling, rope, rope_tables};
 pub use share::{HashedLayout, hashed, noise_sum};
+pub use streams::{interleave, mix, prepend};
 
 pub use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, Var};

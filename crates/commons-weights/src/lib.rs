@@ -12,6 +12,7 @@ pub mod heal;
 pub mod linalg;
 pub mod masa;
 pub mod material;
+pub mod parscale;
 pub mod relaxed_recursive;
 
 pub use compress::{AnyCompress, Compress, Context, Shared};
@@ -21,8 +22,8 @@ use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
 pub const METHODS: &[&dyn Method] =
-    &[&foldgpt::Evidence, &masa::Evidence, &relaxed_recursive::Evidence];
+    &[&foldgpt::Evidence, &masa::Evidence, &parscale::Evidence, &relaxed_recursive::Evidence];
 
 /// Methods that compress a pretrained decoder.
 pub const COMPRESSORS: &[&dyn AnyCompress] =
-    &[&foldgpt::FoldGpt, &masa::Masa, &relaxed_recursive::RelaxedRecursive];
+    &[&foldgpt::FoldGpt, &masa::Masa, &parscale::ParScale, &relaxed_recursive::RelaxedRecursive];

@@ -138,9 +138,8 @@ pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> R
     let original = families.iter().map(|f| f.blocks.len() * f.elements).sum::<usize>();
     let allowed = ((1. - config.ratio) * original as f64).floor() as usize;
     let atoms_budget = (config.atoms_share * allowed as f64).floor() as usize;
-    choose_atoms(&mut families, atoms_budget);
+    choose_atoms(&mut families, atoms_budget, !refine);
     let mut bank = model.bank.deep_clone()?;
-    let mut spent = 0;
     for family in families.iter_mut().filter(|f| !f.is_whole() && f.atoms > 0) {
         let members = members(model, family);
         let weights = weights(model, &members)?;
@@ -148,9 +147,9 @@ pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> R
         family.atoms = atoms.len();
         dictionary::share(&mut bank, &family.key(), &members, atoms, &coefficients)?;
     }
-    spent += families.iter().map(Family::stored).sum::<usize>();
     let mut residuals = residuals(config, model, &bank, &families, calibration.as_ref(), context)?;
-    choose_ranks(config, &mut residuals, &families, allowed.saturating_sub(spent))?;
+    choose_ranks(config, &mut residuals, &families, allowed)?;
+    let mut spent: usize = families.iter().map(Family::stored).sum();
     spent += residuals.iter().map(|r| r.rank * r.cost()).sum::<usize>();
     add_terms(config, &mut bank, &residuals, &families, calibration.as_ref())?;
     if config.trainable == Trainable::Shared {
@@ -216,9 +215,14 @@ fn families(
 }
 
 /// Takes atom after atom, each time the one that removes the most squared output error (eigenvalue
-/// times mean square input) per parameter, while it fits the budget.
-fn choose_atoms(families: &mut [Family], budget: usize) {
+/// times mean square input) per parameter, while it fits the budget. Where there will be no
+/// low-rank terms (`one_each`), every family first gets the one atom it cannot do without.
+fn choose_atoms(families: &mut [Family], budget: usize, one_each: bool) {
     let mut spent = 0;
+    for f in families.iter_mut().filter(|_| one_each) {
+        f.atoms = 1;
+        spent += f.stored();
+    }
     loop {
         let mut best: Option<(f64, usize, usize)> = None;
         for (i, f) in families.iter_mut().enumerate() {
@@ -299,15 +303,26 @@ fn whitening(
     Whitening::new(r, n, config.ridge).map(Some)
 }
 
-/// Spends `budget` parameters on low-rank terms.
+/// Spends what the dictionaries leave of the `allowed` parameters on low-rank terms.
 fn choose_ranks(
     config: &Config,
     residuals: &mut [Residual],
     families: &[Family],
-    budget: usize,
+    allowed: usize,
 ) -> Result<()> {
-    let mut left = budget;
     // A weight without atoms is nothing but its term.
+    let stored: usize = families.iter().map(Family::stored).sum();
+    if stored > allowed {
+        return Err(Error::config(
+            "groups",
+            format!(
+                "one atom for each of {} dictionaries stores {stored} parameters, {allowed} are \
+                 allowed: use fewer groups or a lower ratio",
+                families.len()
+            ),
+        ));
+    }
+    let mut left = allowed - stored;
     for r in residuals.iter_mut().filter(|r| families[r.family].atoms == 0) {
         r.rank = 1;
         left = left.checked_sub(r.cost()).ok_or_else(|| {
@@ -324,7 +339,7 @@ fn choose_ranks(
     match config.ranks {
         Ranks::Uniform => {
             let whole: usize = residuals.iter().map(|r| r.shape[0] * r.shape[1]).sum();
-            let share = budget as f64 / whole.max(1) as f64;
+            let share = (allowed - stored) as f64 / whole.max(1) as f64;
             for r in residuals {
                 let fair = share * (r.shape[0] * r.shape[1]) as f64 / r.cost() as f64;
                 r.rank = (fair.floor() as usize).clamp(r.rank, r.most());

@@ -27,6 +27,10 @@ pub const EXAMPLES: &str = examples![
     "$ commons compress --model smollm2-135m --data shakespeare --loops 2 --rank 64 --steps 200 -o out",
     "# remove a tenth of the layers, let pairs of the rest share",
     "$ commons compress --model smollm2-135m --data book.txt --method foldgpt --remove 0.1 -o folded",
+    "# attention projections mixed from a few shared matrices, a fifth of them saved",
+    "$ commons compress --model smollm2-135m --data book.txt --method masa --ratio 0.2 -o masa",
+    "# four parallel streams through the frozen layers: better, not smaller",
+    "$ commons compress --model smollm2-135m --data book.txt --method parscale --streams 4 -o wide",
     "# what would be stored, without doing it",
     "$ commons compress --model smollm2-135m --loops 3 --dry-run",
     "# after an interruption",
@@ -86,6 +90,15 @@ pub struct MethodOptions {
     /// Consecutive layers that share one set of matrices [foldgpt]
     #[arg(long, value_name = "N")]
     pub share_group: Option<usize>,
+    /// Share of the attention parameters to remove [masa; default: 0.2]
+    #[arg(long, value_name = "FRACTION")]
+    pub ratio: Option<f64>,
+    /// Parallel streams through the layers [parscale; default: 2]
+    #[arg(long, value_name = "N")]
+    pub streams: Option<usize>,
+    /// Prefix tokens of a stream [parscale; default: 16]
+    #[arg(long, value_name = "N")]
+    pub prefix_tokens: Option<usize>,
     /// Steps of healing [default: 200]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,

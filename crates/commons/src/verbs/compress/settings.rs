@@ -145,7 +145,7 @@ pub fn method(slug: &str) -> Result<&'static dyn AnyCompress> {
 }
 
 /// Short options and the options of methods they stand for.
-fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>); 9] {
+fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>); 12] {
     let m = &args.method_options;
     [
         ("--loops", "loops", m.loops.map(Into::into)),
@@ -153,6 +153,9 @@ fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>
         ("--init", "init", m.init.clone().map(Into::into)),
         ("--remove", "remove", m.remove.map(Into::into)),
         ("--share-group", "groups.size", m.share_group.map(Into::into)),
+        ("--ratio", "ratio", m.ratio.map(Into::into)),
+        ("--streams", "streams", m.streams.map(Into::into)),
+        ("--prefix-tokens", "prefix_tokens", m.prefix_tokens.map(Into::into)),
         ("--steps", "heal.train.steps", m.steps.map(Into::into)),
         ("--lr", "heal.train.learning_rate", m.lr.map(Into::into)),
         ("--batch-size", "heal.train.batch_size", m.batch_size.map(Into::into)),
