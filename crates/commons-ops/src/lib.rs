@@ -18,6 +18,7 @@ pub mod attention;
 pub mod batch_norm;
 mod check;
 pub mod checkpoint;
+pub mod combine;
 pub mod composed;
 pub mod conv;
 pub mod einsum;
@@ -37,6 +38,7 @@ pub mod rope;
 pub mod share;
 pub mod simd;
 mod slices;
+pub mod streams;
 mod tape;
 #[cfg(test)]
 mod testing;
@@ -46,6 +48,7 @@ pub use arithmetic::{add, mse, scale, sum};
 pub use attention::{AttentionOptions, attention};
 pub use batch_norm::{batch_norm, batch_norm_eval, batch_norm_relu, group_norm};
 pub use checkpoint::checkpoint;
+pub use combine::weighted_sum;
 pub use conv::{ConvOptions, conv_transpose1d, conv_transpose2d, conv1d, conv2d};
 pub use einsum::einsum;
 pub use elementwise::{
@@ -68,6 +71,7 @@ pub use pool::{
     upsample_nearest2d,
 };
 pub use rope::{RopeScaling, rope, rope_tables};
-pub use share::{HashedLayout, hashed, noise_sum, weighted_sum};
+pub use share::{HashedLayout, hashed, noise_sum};
+pub use streams::{interleave, mix, prepend};
 
 pub use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, Var};

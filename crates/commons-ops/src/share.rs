@@ -1,40 +1,12 @@
-//! Differentiable ways to make one weight out of stored ones: dictionaries of atoms, hashed pools
-//! and seeded noise.
+//! Differentiable ways to make one weight out of stored ones: hashed pools and seeded noise.
 //!
 //! Each is one custom op with its own backward, so that the graph never holds index tensors, signs
 //! or noise; they are made again from the seed where they are needed.
 
 use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail,
+    CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail,
 };
 use commons_core::Seed;
-
-/// `Σ_k coefficients[k] · atoms[k]`.
-///
-/// `atoms` share one shape and `coefficients` is `[atoms]`; the result has the atoms' shape.
-///
-/// # Errors
-/// When there is no atom, when shapes differ, or when the coefficients do not match in number.
-pub fn weighted_sum(atoms: &[Tensor], coefficients: &Tensor) -> Result<Tensor> {
-    let Some(first) = atoms.first() else { bail!("weighted_sum: no atoms") };
-    if coefficients.dims() != [atoms.len()] {
-        bail!(
-            "weighted_sum: {} atoms need coefficients [{}], got {:?}",
-            atoms.len(),
-            atoms.len(),
-            coefficients.dims()
-        )
-    }
-    let coefficients = coefficients.contiguous()?;
-    let mut sum = first.contiguous()?.apply_op2(&coefficients, Scaled)?;
-    for (k, atom) in atoms.iter().enumerate().skip(1) {
-        if atom.dims() != first.dims() {
-            bail!("weighted_sum: atom {k} is {:?}, atom 0 is {:?}", atom.dims(), first.dims())
-        }
-        sum = sum.apply_op3(&atom.contiguous()?, &coefficients, AddScaled { k })?;
-    }
-    Ok(sum)
-}
 
 /// Where a hashed weight finds its elements: block `j` starts at `offsets[j]` with sign `signs[j]`.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,91 +97,6 @@ macro_rules! for_float {
 
 fn owned<T: WithDType>(v: Vec<T>) -> CpuStorage {
     T::to_cpu_storage_owned(v)
-}
-
-fn scalar_at(coefficients: &Tensor, k: usize) -> Result<f64> {
-    coefficients.get(k)?.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()
-}
-
-/// `[0, .., value, .., 0]` with the value at `k`, in the type of `like: [n]`.
-fn one_hot_value(like: &Tensor, k: usize, value: &Tensor) -> Result<Tensor> {
-    let n = like.dims1()?;
-    let value = value.reshape(1)?;
-    value.pad_with_zeros(0, k, n - k - 1)
-}
-
-struct Scaled;
-
-impl CustomOp2 for Scaled {
-    fn name(&self) -> &'static str {
-        "weighted-sum-first"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let out = for_float!(s1, self.name(), T => {
-            let (atom, c) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?[0]);
-            owned(atom.iter().map(|a| a * c).collect::<Vec<T>>())
-        });
-        Ok((out, l1.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        atom: &Tensor,
-        c: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let d_atom = grad.affine(scalar_at(c, 0)?, 0.)?;
-        let d_c = one_hot_value(c, 0, &(grad * atom)?.sum_all()?)?;
-        Ok((Some(d_atom), Some(d_c)))
-    }
-}
-
-struct AddScaled {
-    k: usize,
-}
-
-impl CustomOp3 for AddScaled {
-    fn name(&self) -> &'static str {
-        "weighted-sum"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let out = for_float!(s1, self.name(), T => {
-            let (acc, atom) = (slice::<T>(s1, l1)?, slice::<T>(s2, l2)?);
-            let c = slice::<T>(s3, l3)?[self.k];
-            owned(acc.iter().zip(atom).map(|(x, a)| x + a * c).collect::<Vec<T>>())
-        });
-        Ok((out, l1.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        _acc: &Tensor,
-        atom: &Tensor,
-        c: &Tensor,
-        _res: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let d_atom = grad.affine(scalar_at(c, self.k)?, 0.)?;
-        let d_c = one_hot_value(c, self.k, &(grad * atom)?.sum_all()?)?;
-        Ok((Some(grad.clone()), Some(d_atom), Some(d_c)))
-    }
 }
 
 struct Hashed {

@@ -34,6 +34,26 @@ pub(crate) fn read<T>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result
     }
 }
 
+/// [`read`] for several tensors at once.
+pub(crate) fn read_all<T>(tensors: &[Tensor], f: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
+    let dense: Vec<Tensor> = tensors
+        .iter()
+        .map(|x| if x.is_contiguous() { Ok(x.clone()) } else { x.detach().contiguous() })
+        .collect::<Result<_>>()?;
+    let held: Vec<_> = dense.iter().map(Tensor::storage_and_layout).collect();
+    let slices: Vec<&[f32]> = held
+        .iter()
+        .map(|(storage, layout)| match &**storage {
+            Storage::Cpu(CpuStorage::F32(data)) => {
+                let start = layout.start_offset();
+                Ok(&data[start..start + layout.shape().elem_count()])
+            }
+            _ => bail!("expected f32 tensors on the CPU"),
+        })
+        .collect::<Result<_>>()?;
+    f(&slices)
+}
+
 /// Lets `f` write the elements of a contiguous `f32` CPU tensor in place.
 pub(crate) fn write<T>(x: &Tensor, f: impl FnOnce(&mut [f32]) -> Result<T>) -> Result<T> {
     struct Write<F, T>(RefCell<(Option<F>, Option<T>)>);

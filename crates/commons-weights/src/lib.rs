@@ -11,7 +11,10 @@ pub mod foldgpt;
 pub mod heal;
 pub mod images;
 pub mod kdgqa;
+pub mod linalg;
+pub mod masa;
 pub mod material;
+pub mod parscale;
 pub mod relaxed_recursive;
 pub mod stable_rps;
 
@@ -21,13 +24,21 @@ pub use error::{Error, Result};
 use commons_core::evidence::Method;
 
 /// Every method of this crate, by slug.
-pub const METHODS: &[&dyn Method] =
-    &[&foldgpt::Evidence, &kdgqa::Evidence, &relaxed_recursive::Evidence, &stable_rps::Evidence];
+pub const METHODS: &[&dyn Method] = &[
+    &foldgpt::Evidence,
+    &kdgqa::Evidence,
+    &masa::Evidence,
+    &parscale::Evidence,
+    &relaxed_recursive::Evidence,
+    &stable_rps::Evidence,
+];
 
 /// Methods that compress a pretrained decoder.
 pub const COMPRESSORS: &[&dyn AnyCompress] = &[
     &foldgpt::FoldGpt,
     &kdgqa::Kdgqa,
+    &masa::Masa,
+    &parscale::ParScale,
     &relaxed_recursive::RelaxedRecursive,
     &stable_rps::StableRps,
 ];

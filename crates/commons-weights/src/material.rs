@@ -88,6 +88,15 @@ impl MaterialConfig {
         Ok(Material { model, train: tokens, test: byte_tokens(&test), test_bytes: test.len() })
     }
 
+    /// Both texts as bytes, for decoders that are trained from scratch.
+    ///
+    /// # Errors
+    /// When a text cannot be read.
+    pub fn byte_texts(&self, seed: Seed) -> Result<(Vec<u32>, Vec<u32>)> {
+        let train = self.text(&self.train_text, Split::Train, seed)?;
+        Ok((byte_tokens(&train), byte_tokens(&self.text(&self.test_text, Split::Test, seed)?)))
+    }
+
     /// The text called `source`, at most `text_bytes` of it.
     fn text(&self, source: &str, split: Split, seed: Seed) -> Result<String> {
         if source == "stories" {

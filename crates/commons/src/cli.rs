@@ -157,6 +157,9 @@ pub enum Verb {
     /// Audit decisions: groups, clients, and where a disparity comes from
     #[command(after_help = verbs::audit::EXAMPLES)]
     Audit(verbs::audit::AuditArgs),
+    /// Fit a scaling law to measured losses
+    #[command(after_help = verbs::fit::EXAMPLES)]
+    Fit(verbs::fit::FitArgs),
     /// Decide and learn on a stream, with the gap between groups held down
     #[command(after_help = verbs::fair_stream::EXAMPLES)]
     FairStream(verbs::fair_stream::FairStreamArgs),
@@ -300,6 +303,7 @@ fn dispatch(app: &App, verb: Verb) -> Result<Done> {
         Verb::Shortlist(args) => verbs::shortlist::run(app, &args),
         Verb::Allocate(args) => verbs::allocate::run(app, &args),
         Verb::Audit(args) => verbs::audit::run(app, &args),
+        Verb::Fit(args) => verbs::fit::run(app, &args),
         Verb::FairStream(args) => verbs::fair_stream::run(app, &args),
         Verb::List(args) => verbs::list::run(app, &args),
         Verb::Run(args) => verbs::run::run(app, &args),

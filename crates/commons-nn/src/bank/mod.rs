@@ -33,6 +33,7 @@ pub struct Bank {
     stored: Arc<BTreeMap<String, Var>>,
     plan: Arc<SharingPlan>,
     frozen: Arc<BTreeSet<String>>,
+    substitutes: Arc<BTreeMap<String, Tensor>>,
     device: Device,
 }
 
@@ -45,7 +46,13 @@ impl Default for Bank {
 impl Bank {
     /// An empty bank on `device`.
     pub fn new(device: Device) -> Self {
-        Self { stored: Arc::default(), plan: Arc::default(), frozen: Arc::default(), device }
+        Self {
+            stored: Arc::default(),
+            plan: Arc::default(),
+            frozen: Arc::default(),
+            substitutes: Arc::default(),
+            device,
+        }
     }
 
     /// A bank of plainly stored tensors.
@@ -178,6 +185,11 @@ impl Bank {
                 }
                 dims(first)?
             }
+            // Without a term nothing stored would bound the shape that a file claims.
+            Share::Zero { .. } if entry.plus.is_empty() => {
+                return Err(Error::plan(name, "is zero and has no low-rank term: add one"));
+            }
+            Share::Zero { shape } => shape.clone(),
             Share::Hashed { pool, block, shape, fold_at, .. } => {
                 let pool_dims = dims(pool)?;
                 let size = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
@@ -223,8 +235,33 @@ impl Bank {
         Ok(shape)
     }
 
+    /// A handle on the same parameters in which each of `tensors` is read in place of the stored
+    /// tensor of that name: for parameters that a network makes while it is trained. Gradients
+    /// reach what the substitutes were computed from; the stored tensors stay as they are.
+    ///
+    /// # Errors
+    /// When nothing is stored under a name, or it has another shape.
+    pub fn substituted(&self, tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self> {
+        let mut substitutes = BTreeMap::clone(&self.substitutes);
+        for (name, tensor) in tensors {
+            let stored = self.stored_var(&name)?;
+            if stored.dims() != tensor.dims() {
+                let (is, needs) = (tensor.dims(), stored.dims());
+                return Err(Error::plan(
+                    &name,
+                    format!("the substitute is {is:?}, what is stored {needs:?}"),
+                ));
+            }
+            substitutes.insert(name, tensor);
+        }
+        Ok(Self { substitutes: Arc::new(substitutes), ..self.clone() })
+    }
+
     /// A stored tensor as it enters a graph: tracked unless frozen.
     fn leaf(&self, name: &str) -> Result<Tensor> {
+        if let Some(tensor) = self.substitutes.get(name) {
+            return Ok(tensor.clone());
+        }
         let var = self.stored_var(name)?;
         if self.frozen.contains(name) {
             Ok(var.as_detached_tensor())
@@ -242,6 +279,7 @@ impl Bank {
                 let atoms = atoms.iter().map(|a| self.leaf(a)).collect::<Result<Vec<_>>>()?;
                 ops::weighted_sum(&atoms, &self.leaf(coefficients)?)?
             }
+            Share::Zero { shape } => Tensor::zeros(shape.as_slice(), DType::F32, &self.device)?,
             Share::Hashed { pool, seed, block, scale, shape, fold_at } => {
                 let pool = self.leaf(pool)?;
                 let elements = shape.iter().product();
@@ -297,6 +335,9 @@ impl Bank {
         let Some(entry) = self.plan.get(name) else {
             return Ok(ops::linear(x, &self.leaf(name)?, bias)?);
         };
+        if matches!(entry.share, Share::Zero { .. }) && !entry.plus.is_empty() {
+            return self.factored(x, &entry.plus, bias);
+        }
         let base = self.base(name, &entry.share)?;
         let Some((first, rest)) = entry.plus.split_first() else {
             return Ok(ops::linear(x, &base, bias)?);
@@ -308,6 +349,24 @@ impl Bank {
             y = ops::add(&y, &ops::linear(&low, &self.leaf(&p.b)?, None)?)?;
         }
         Ok(y)
+    }
+
+    /// `Σ scale · (x Aᵀ) Bᵀ (+ bias)`.
+    fn factored(&self, x: &Tensor, terms: &[LowRank], bias: Option<&Tensor>) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for p in terms {
+            let mut low = ops::linear(x, &self.leaf(&p.a)?, None)?;
+            if p.scale != 1. {
+                low = ops::scale(&low, p.scale)?;
+            }
+            let bias = bias.filter(|_| sum.is_none());
+            let y = ops::linear(&low, &self.leaf(&p.b)?, bias)?;
+            sum = Some(match sum {
+                Some(sum) => ops::add(&sum, &y)?,
+                None => y,
+            });
+        }
+        sum.ok_or_else(|| Error::plan("*", "a factored weight needs a low-rank term"))
     }
 
     /// Adds a trainable low-rank term of `rank` to the weight `name`: `A` uniform in
@@ -327,6 +386,17 @@ impl Bank {
         let a = Tensor::from_vec(a, (rank, input), &self.device)?;
         let b = Tensor::zeros((out, rank), DType::F32, &self.device)?;
         self.add_low_rank(name, a, b, alpha / rank as f32)
+    }
+
+    /// Makes the weight `name` the product `B·A` of `a: [rank, in]` and `b: [out, rank]`, and
+    /// nothing else.
+    pub fn factor(&mut self, name: &str, a: Tensor, b: Tensor) -> Result<()> {
+        let shape = vec![b.dim(0)?, a.dim(1)?];
+        let part = |half| format!("{PART}lora.{name}.0.{half}");
+        self.insert(part("a"), a)?;
+        self.insert(part("b"), b)?;
+        let term = LowRank { a: part("a"), b: part("b"), scale: 1. };
+        self.share(name, Entry { share: Share::Zero { shape }, plus: vec![term] })
     }
 
     /// Adds the low-rank term `scale · B·A` to the weight `name`.

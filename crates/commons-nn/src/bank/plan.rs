@@ -35,6 +35,11 @@ pub enum Share {
         /// Stored name of the coefficient vector `[atoms]`.
         coefficients: String,
     },
+    /// All zeros: a weight that is nothing but its low-rank terms (a factored matrix).
+    Zero {
+        /// Shape of the weight.
+        shape: Vec<usize>,
+    },
     /// Elements drawn from a flat pool by a hash of their block: random parameter sharing.
     ///
     /// Block `j` of the flattened weight starts at `offset(seed, j)` in the pool and has the sign
@@ -110,6 +115,7 @@ impl Entry {
     pub fn reads<'a>(&'a self, name: &'a str) -> Vec<&'a str> {
         let mut names: Vec<&str> = match &self.share {
             Share::Own => vec![name],
+            Share::Zero { .. } => Vec::new(),
             Share::Same { owner } => vec![owner],
             Share::Combine { atoms, coefficients } => {
                 atoms.iter().chain([coefficients]).map(String::as_str).collect()

@@ -56,6 +56,8 @@ fn every_kind() -> Bank {
     bank.share("slice", slice.into()).unwrap();
     let noise = Share::Noise { base: "bank.base".into(), scalars: "bank.scalars".into(), seed: 12 };
     bank.share("noise", noise.into()).unwrap();
+    bank.factor("zero+lora", tensor(13, &[3, 8]), tensor(14, &[6, 3])).unwrap();
+    bank.add_low_rank("zero+lora", tensor(15, &[2, 8]), tensor(16, &[6, 2]), 0.3).unwrap();
     for (i, name) in ["own", "same", "combine", "hashed", "slice", "noise"].iter().enumerate() {
         let copy = format!("{name}+lora");
         let entry = bank.plan().get(name).cloned().unwrap_or_else(|| Entry::same("own"));
@@ -69,7 +71,7 @@ fn every_kind() -> Bank {
     bank
 }
 
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "own",
     "same",
     "combine",
@@ -82,6 +84,7 @@ const KINDS: [&str; 12] = [
     "hashed+lora",
     "slice+lora",
     "noise+lora",
+    "zero+lora",
 ];
 
 #[test]
@@ -234,4 +237,28 @@ fn a_folded_pool_is_read_back_and_differentiated() {
     // Fifteen elements over seven slots: two or three each.
     assert!(grad.iter().all(|g| g.abs() <= 6.), "{grad:?}");
     assert!(bank.share("w", entry(u64::MAX).into()).is_err());
+}
+
+#[test]
+fn a_substitute_is_read_and_takes_the_gradient() {
+    let bank = every_kind();
+    let made = Var::from_tensor(&tensor(60, &[3])).unwrap();
+    let doubled = ops::scale(made.as_tensor(), 2.).unwrap();
+    let other = bank.substituted([("bank.coefficients".to_owned(), doubled)]).unwrap();
+    let mut expected = bank.deep_clone().unwrap();
+    expected.insert("bank.coefficients", (made.as_tensor() * 2.).unwrap()).unwrap();
+    close(
+        &flat(&other.weight("combine").unwrap()),
+        &flat(&expected.weight("combine").unwrap()),
+        1e-6,
+    );
+    let grads = ops::backward(&ops::sum(&other.weight("combine").unwrap()).unwrap()).unwrap();
+    assert!(grads.get(bank.stored_var("bank.coefficients").unwrap()).is_none());
+    for k in 0..3 {
+        let atom = flat(bank.stored_var(&format!("bank.atom.{k}")).unwrap());
+        let got = flat(grads.get(made.as_tensor()).unwrap())[k];
+        close(&[got], &[2. * atom.iter().sum::<f32>()], 1e-4);
+    }
+    let wrong = tensor(61, &[4]);
+    assert!(bank.substituted([("bank.coefficients".to_owned(), wrong)]).is_err());
 }

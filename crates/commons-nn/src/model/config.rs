@@ -52,6 +52,48 @@ pub enum LayerType {
     SlidingAttention,
 }
 
+/// Parallel streams through the same layers (ParScale): every stream has its own prefix of keys
+/// and values in each layer, and what the streams end in is mixed token by token.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParallelStreams {
+    /// Streams; with one there is only a prefix and nothing is mixed.
+    pub count: usize,
+    /// Prefix tokens of each stream.
+    pub prefix_tokens: usize,
+    /// Share of the mixture that is spread evenly, so that every stream keeps learning.
+    pub smoothing: f64,
+}
+
+/// Most streams and most prefix tokens of a model.
+const MOST_STREAMS: usize = 64;
+const MOST_PREFIX: usize = 4096;
+
+impl ParallelStreams {
+    /// Checks the counts.
+    ///
+    /// # Errors
+    /// Naming the field and what would do.
+    pub fn check(&self) -> Result<()> {
+        let bad =
+            |field: &str, why: String| Err(Error::config(format!("parallel_streams.{field}"), why));
+        if !(1..=MOST_STREAMS).contains(&self.count) {
+            return bad("count", format!("{} is not in 1..={MOST_STREAMS}", self.count));
+        }
+        if !(1..=MOST_PREFIX).contains(&self.prefix_tokens) {
+            let n = self.prefix_tokens;
+            return bad(
+                "prefix_tokens",
+                format!("{n} is not in 1..={MOST_PREFIX}: without a prefix all streams are equal"),
+            );
+        }
+        if !(0. ..1.).contains(&self.smoothing) {
+            return bad("smoothing", format!("{} is not in 0..1: use 0.01", self.smoothing));
+        }
+        Ok(())
+    }
+}
+
 /// Shape and constants of a decoder; field names are those of `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DecoderConfig {
@@ -103,6 +145,9 @@ pub struct DecoderConfig {
     /// `cap · tanh(logits / cap)`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub final_logit_softcapping: Option<f64>,
+    /// Parallel streams through the layers; without it there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel_streams: Option<ParallelStreams>,
     /// First token of a document.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
@@ -142,6 +187,7 @@ impl DecoderConfig {
             layer_types: Vec::new(),
             query_pre_attn_scalar: None,
             final_logit_softcapping: None,
+            parallel_streams: None,
             bos_token_id: None,
             eos_token_id: None,
         }
@@ -201,6 +247,7 @@ impl DecoderConfig {
             layer_types: if gemma { r.layer_types(layers)? } else { Vec::new() },
             query_pre_attn_scalar: r.number("query_pre_attn_scalar"),
             final_logit_softcapping: r.number("final_logit_softcapping"),
+            parallel_streams: r.parallel_streams()?,
             bos_token_id: r.token("bos_token_id"),
             eos_token_id: r.token("eos_token_id"),
         };
@@ -258,6 +305,16 @@ impl DecoderConfig {
                 format!("{} is odd: rotary needs pairs", self.head_dim),
             ));
         }
+        if let Some(streams) = &self.parallel_streams {
+            streams.check()?;
+            if self.layer_types.contains(&LayerType::SlidingAttention) {
+                return Err(Error::config(
+                    "parallel_streams",
+                    "needs layers that see the whole prefix, not a sliding window: use a model \
+                     with full attention",
+                ));
+            }
+        }
         if !self.layer_types.is_empty() && self.layer_types.len() != self.num_hidden_layers {
             return Err(Error::config(
                 "layer_types",
@@ -272,13 +329,20 @@ impl DecoderConfig {
         self.layer_types.get(layer) == Some(&LayerType::SlidingAttention)
     }
 
-    /// Parameters that every token multiplies in one forward pass, embedding lookup left out:
+    /// Streams a token takes through the layers.
+    pub fn streams(&self) -> usize {
+        self.parallel_streams.map_or(1, |s| s.count)
+    }
+
+    /// Parameters that every token multiplies in one forward pass (once per stream), embedding lookup left out:
     /// twice this many FLOPs per token, plus attention.
     pub fn active_parameters(&self) -> usize {
         let (h, d) = (self.hidden_size, self.head_dim);
         let attention = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads);
         let block = attention + 3 * h * self.intermediate_size;
-        self.num_hidden_layers * block + self.vocab_size * h
+        let streams = self.streams();
+        let mixing = if streams > 1 { streams * h * (h + 1) } else { 0 };
+        streams * self.num_hidden_layers * block + mixing + self.vocab_size * h
     }
 }
 
@@ -334,6 +398,15 @@ impl<'a> Reader<'a> {
         let value = self.0.get(key)?;
         let id = value.as_array().and_then(|a| a.first()).unwrap_or(value).as_u64()?;
         u32::try_from(id).ok()
+    }
+
+    fn parallel_streams(&self) -> Result<Option<ParallelStreams>> {
+        match self.0.get("parallel_streams").filter(|v| !v.is_null()) {
+            None => Ok(None),
+            Some(v) => serde_json::from_value(v.clone())
+                .map(Some)
+                .map_err(|e| Error::config("parallel_streams", e.to_string())),
+        }
     }
 
     /// Explicit `layer_types`, else every `sliding_window_pattern`-th layer (6 by default) global.

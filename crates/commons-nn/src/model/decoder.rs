@@ -80,7 +80,7 @@ impl Decoder {
                 continue;
             }
             let n = shape.iter().product();
-            let values = if shape.len() == 2 {
+            let values = if shape.len() == 2 || super::streams::is_prefix(&name) {
                 let writes = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
                 let sd = if writes { residual } else { 0.02 };
                 let mut v = vec![0f32; n];
@@ -115,9 +115,11 @@ impl Decoder {
         Ok(Rotary { global: table(c.rope_theta, scaling)?, local })
     }
 
-    /// Token embeddings `[batch, seq, hidden]` of `ids: [batch, seq]` (u32).
+    /// Token embeddings `[streams · batch, seq, hidden]` of `ids: [batch, seq]` (u32), stream after
+    /// stream; there is one unless the configuration has parallel streams.
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
-        let x = ops::embedding(&self.bank.weight("model.embed_tokens.weight")?, ids)?;
+        let ids = self.spread(ids)?;
+        let x = ops::embedding(&self.bank.weight("model.embed_tokens.weight")?, &ids)?;
         if self.config.model_type == Family::Gemma3 {
             return Ok(ops::scale(&x, (self.config.hidden_size as f32).sqrt())?);
         }
@@ -125,7 +127,7 @@ impl Decoder {
     }
 
     /// RMSNorm with the gain `{module}.weight` (`1 + weight` for Gemma).
-    fn rms_norm(&self, module: &str, x: &Tensor) -> Result<Tensor> {
+    pub fn rms_norm(&self, module: &str, x: &Tensor) -> Result<Tensor> {
         let mut gain = self.bank.weight(&format!("{module}.weight"))?;
         if self.config.model_type == Family::Gemma3 {
             gain = gain.affine(1., 1.)?;
@@ -171,12 +173,30 @@ impl Decoder {
         rotary: &Rotary,
         kv: Option<&mut KvCache>,
     ) -> Result<Tensor> {
+        let p = layer_prefix(depth);
+        let normed = self.rms_norm(&format!("{p}input_layernorm"), x)?;
+        let y = self.attention_heads(depth, &normed, rotary, kv)?;
+        let y = self.bank.linear(&format!("{p}self_attn.o_proj"), &y)?;
+        if self.config.model_type == Family::Gemma3 {
+            return self.rms_norm(&format!("{p}post_attention_layernorm"), &y);
+        }
+        Ok(y)
+    }
+
+    /// What the heads of layer `depth` read from `normed`, the normed residual stream: the input
+    /// `[batch, seq, heads · head_dim]` of the output projection.
+    pub fn attention_heads(
+        &self,
+        depth: usize,
+        normed: &Tensor,
+        rotary: &Rotary,
+        kv: Option<&mut KvCache>,
+    ) -> Result<Tensor> {
         let c = &self.config;
         let p = layer_prefix(depth);
-        let (batch, seq, _) = x.dims3()?;
-        let normed = self.rms_norm(&format!("{p}input_layernorm"), x)?;
+        let (batch, seq, _) = normed.dims3()?;
         let project = |module: &str, heads: usize| -> Result<Tensor> {
-            let y = self.bank.linear(&format!("{p}self_attn.{module}"), &normed)?;
+            let y = self.bank.linear(&format!("{p}self_attn.{module}"), normed)?;
             Ok(y.reshape((batch, seq, heads, c.head_dim))?)
         };
         let mut q = project("q_proj", c.num_attention_heads)?;
@@ -192,7 +212,7 @@ impl Decoder {
         let (q, k) = (ops::rope(&q, cos, sin)?, ops::rope(&k, cos, sin)?);
         let (k, v) = match kv {
             Some(cache) => cache.append(depth, &k, &v)?,
-            None => (k, v),
+            None => self.prefixed(depth, k, v)?,
         };
         let options = AttentionOptions {
             causal: true,
@@ -202,12 +222,7 @@ impl Decoder {
             ..AttentionOptions::default()
         };
         let y = ops::attention(&q, &k, &v, &options)?;
-        let y = y.reshape((batch, seq, c.num_attention_heads * c.head_dim))?;
-        let y = self.bank.linear(&format!("{p}self_attn.o_proj"), &y)?;
-        if c.model_type == Family::Gemma3 {
-            return self.rms_norm(&format!("{p}post_attention_layernorm"), &y);
-        }
-        Ok(y)
+        Ok(y.reshape((batch, seq, c.num_attention_heads * c.head_dim))?)
     }
 
     /// What the feed-forward half of layer `depth` adds to the residual stream.
@@ -235,9 +250,10 @@ impl Decoder {
         Ok(y)
     }
 
-    /// The norm before the output head.
+    /// The norm before the output head, and the mixture of parallel streams:
+    /// `[streams · batch, seq, hidden]` → `[batch, seq, hidden]`.
     pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        self.rms_norm("model.norm", x)
+        self.mixed(self.rms_norm("model.norm", x)?)
     }
 
     /// Hidden states after the final norm, `[batch, seq, hidden]`, for `ids: [batch, seq]`.
@@ -334,14 +350,17 @@ impl Decoder {
     /// An empty key/value cache for up to `capacity` positions.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
         let c = &self.config;
-        KvCache::new(
+        let (streams, prefix) = c.parallel_streams.map_or((1, 0), |s| (s.count, s.prefix_tokens));
+        let mut cache = KvCache::new(
             c.num_hidden_layers,
-            batch,
-            capacity,
+            streams * batch,
+            prefix + capacity,
             c.num_key_value_heads,
             c.head_dim,
             self.bank.device(),
-        )
+        )?;
+        self.fill_prefix(&mut cache, streams * batch)?;
+        Ok(cache)
     }
 
     /// A copy whose weights are plainly stored and cost no gradient: faster to generate with.
@@ -385,6 +404,7 @@ impl DecoderConfig {
                 add("post_feedforward_layernorm.weight", &[h]);
             }
         }
+        all.extend(self.stream_weights());
         all.push(("model.norm.weight".to_owned(), vec![h]));
         all.push(("lm_head.weight".to_owned(), vec![self.vocab_size, h]));
         all

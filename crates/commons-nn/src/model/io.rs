@@ -91,6 +91,9 @@ impl Loaded {
     /// # Errors
     /// When something of another kind is in the way or writing fails.
     pub fn save(&self, path: &Path, format: SaveFormat) -> Result<()> {
+        if !matches!(format, SaveFormat::Shared(_)) {
+            self.model.config.check_plain()?;
+        }
         match format {
             SaveFormat::Shared(dtype) => self.save_folder(path, &self.model, dtype),
             SaveFormat::HuggingFace(dtype) => self.save_folder(path, &self.model.plain()?, dtype),

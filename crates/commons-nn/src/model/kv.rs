@@ -11,6 +11,7 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<(Tensor, Tensor)>,
+    prefix: usize,
     len: usize,
     capacity: usize,
 }
@@ -27,7 +28,26 @@ impl KvCache {
     ) -> Result<Self> {
         let zeros = || Tensor::zeros((batch, capacity, kv_heads, head_dim), DType::F32, device);
         let layers = (0..depths).map(|_| Ok((zeros()?, zeros()?))).collect::<Result<_>>()?;
-        Ok(Self { layers, len: 0, capacity })
+        Ok(Self { layers, prefix: 0, len: 0, capacity })
+    }
+
+    /// Puts keys and values that belong to no token before everything at every depth; they do
+    /// not count in [`KvCache::len`]. `layers` has `[batch, n, kv_heads, head_dim]` twice a depth.
+    ///
+    /// # Errors
+    /// When the cache is in use, or there is no room.
+    pub fn set_prefix(&mut self, layers: &[(Tensor, Tensor)]) -> Result<()> {
+        let n = layers.first().map_or(Ok(0), |(k, _)| k.dim(1))?;
+        if self.len > 0 || self.prefix > 0 || n > self.capacity || layers.len() != self.layers.len()
+        {
+            return Err(Error::config("prefix", "goes into a fresh cache with room for it"));
+        }
+        for ((keys, values), (k, v)) in self.layers.iter().zip(layers) {
+            keys.slice_set(&k.contiguous()?.detach(), 1, 0)?;
+            values.slice_set(&v.contiguous()?.detach(), 1, 0)?;
+        }
+        self.prefix = n;
+        Ok(())
     }
 
     /// Positions held.
@@ -42,7 +62,7 @@ impl KvCache {
 
     /// Positions there is room for.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.capacity - self.prefix
     }
 
     /// Writes the keys and values of new positions at `depth` and returns all that are valid.
@@ -51,16 +71,17 @@ impl KvCache {
     /// When the cache is full.
     pub fn append(&mut self, depth: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let new = k.dim(1)?;
-        if self.len + new > self.capacity {
+        if self.len + new > self.capacity() {
             return Err(Error::config(
                 "max_tokens",
-                format!("{} positions do not fit a cache of {}", self.len + new, self.capacity),
+                format!("{} positions do not fit a cache of {}", self.len + new, self.capacity()),
             ));
         }
         let (keys, values) = &self.layers[depth];
-        keys.slice_set(&k.contiguous()?.detach(), 1, self.len)?;
-        values.slice_set(&v.contiguous()?.detach(), 1, self.len)?;
-        let all = self.len + new;
+        let start = self.prefix + self.len;
+        keys.slice_set(&k.contiguous()?.detach(), 1, start)?;
+        values.slice_set(&v.contiguous()?.detach(), 1, start)?;
+        let all = start + new;
         Ok((keys.narrow(1, 0, all)?, values.narrow(1, 0, all)?))
     }
 

@@ -7,13 +7,15 @@ mod groups;
 mod io;
 mod kv;
 mod resnet;
+mod streams;
 mod vit;
 
 pub use bert::{Bert, BertConfig};
-pub use config::{DecoderConfig, Family, LayerType};
+pub use config::{DecoderConfig, Family, LayerType, ParallelStreams};
 pub use decoder::{BLOCK_MATRICES, Decoder, Rotary, ids_tensor, layer_prefix};
 pub use groups::{GROUPS_KEY, key_heads};
 pub use io::{Loaded, SaveFormat};
 pub use kv::KvCache;
 pub use resnet::{Mode, ResNet, ResNetConfig, is_running_statistic};
+pub use streams::smooth;
 pub use vit::{Vit, VitConfig};

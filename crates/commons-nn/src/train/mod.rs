@@ -156,6 +156,19 @@ pub struct StepReport {
     pub tokens: usize,
     /// Wall time of the step, seconds.
     pub seconds: f64,
+    /// Where that time went.
+    pub times: StepTimes,
+}
+
+/// Wall time of the parts of a step, seconds. A zeroth-order rule has only losses.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepTimes {
+    /// Data and forward passes.
+    pub loss: f64,
+    /// Backward passes.
+    pub backward: f64,
+    /// The optimiser.
+    pub update: f64,
 }
 
 /// How a run ended.
@@ -263,23 +276,33 @@ impl Trainer {
         let at = |micro| At { step, micro, batch: (step * micros + micro) as u64 };
         let mut seen = Seen::new(micros);
         let mut grad_norm = 0.;
+        let mut times = StepTimes::default();
+        let mut lap = began;
+        // Seconds since the last call.
+        let mut since = || {
+            let before = std::mem::replace(&mut lap, Instant::now());
+            lap.duration_since(before).as_secs_f64()
+        };
         if let Some(zero_order) = self.optimizer.zero_order() {
             let seed = c.seed().fork("directions", step as u64);
             let mut value = || -> Result<f64> {
                 (0..micros).try_fold(0., |sum, m| Ok(sum + seen.add(loss(at(m))?)? / micros as f64))
             };
             grad_norm = zero_order.step(&self.bank, rate, seed, &mut value)?;
+            times.loss += since();
         } else {
             let mut grads: Option<ops::Grads> = None;
             for micro in 0..micros {
                 let part = loss(at(micro))?;
                 let total = part.total.clone();
                 seen.add(part)?;
+                times.loss += since();
                 let new = ops::backward(&total)?;
                 match &mut grads {
                     Some(sum) => sum.accumulate(new)?,
                     None => grads = Some(new),
                 }
+                times.backward += since();
             }
             if let Some(grads) = grads {
                 grad_norm = self.optimizer.step(
@@ -289,6 +312,7 @@ impl Trainer {
                     1. / micros as f64,
                     c.max_grad_norm,
                 )?;
+                times.update += since();
             }
         }
         if !grad_norm.is_finite() {
@@ -307,6 +331,7 @@ impl Trainer {
             grad_norm,
             tokens,
             seconds: began.elapsed().as_secs_f64(),
+            times,
         })
     }
 }

@@ -22,6 +22,22 @@ pub use rope::rope;
 
 use candle_core::{DType, Result, Tensor};
 
+/// [`crate::weighted_sum`].
+pub fn weighted_sum(atoms: &[Tensor], coefficients: &Tensor) -> Result<Tensor> {
+    let mut sum: Option<Tensor> = None;
+    for (k, atom) in atoms.iter().enumerate() {
+        let term = atom.broadcast_mul(&coefficients.get(k)?)?;
+        sum = Some(match sum {
+            Some(sum) => (sum + term)?,
+            None => term,
+        });
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => candle_core::bail!("weighted_sum: no atoms"),
+    }
+}
+
 /// Widens half-precision tensors to `f32`; leaves `f32` and `f64` alone.
 pub(crate) fn widen(x: &Tensor) -> Result<Tensor> {
     match x.dtype() {

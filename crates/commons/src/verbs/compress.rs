@@ -31,6 +31,10 @@ pub const EXAMPLES: &str = examples![
     "$ commons compress --model smollm2-135m --data book.txt --method kdgqa --kv-heads 1 -o grouped",
     "# all matrices from a pool of half their size",
     "$ commons compress --model smollm2-135m --data book.txt --method stable-rps --compression 2 -o pooled",
+    "# attention projections mixed from a few shared matrices, a fifth of them saved",
+    "$ commons compress --model smollm2-135m --data book.txt --method masa --ratio 0.2 -o masa",
+    "# four parallel streams through the frozen layers: better, not smaller",
+    "$ commons compress --model smollm2-135m --data book.txt --method parscale --streams 4 -o wide",
     "# what would be stored, without doing it",
     "$ commons compress --model smollm2-135m --loops 3 --dry-run",
     "# after an interruption",
@@ -99,6 +103,15 @@ pub struct MethodOptions {
     /// How many times fewer elements the pool holds than the matrices read from it [stable-rps; default: 2]
     #[arg(long, value_name = "X")]
     pub compression: Option<f64>,
+    /// Share of the attention parameters to remove [masa; default: 0.2]
+    #[arg(long, value_name = "FRACTION")]
+    pub ratio: Option<f64>,
+    /// Parallel streams through the layers [parscale; default: 2]
+    #[arg(long, value_name = "N")]
+    pub streams: Option<usize>,
+    /// Prefix tokens of a stream [parscale; default: 16]
+    #[arg(long, value_name = "N")]
+    pub prefix_tokens: Option<usize>,
     /// Steps of healing [default: 200]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod compress;
 pub mod eval;
 pub mod fair_stream;
+pub mod fit;
 pub mod generate;
 pub mod inspect;
 pub mod list;

@@ -83,3 +83,67 @@ fn settings_come_from_a_file_and_are_kept() {
         serde_json::from_slice(&bytes(place.path("c/commons.json"))).unwrap();
     assert_eq!(kept, json["settings"]);
 }
+
+#[test]
+fn dictionaries_are_models_like_any_other() {
+    let place = Place::new();
+    place.model("m", 6);
+    place.text("t.txt", 300);
+    let line = "compress --model m --method masa --ratio 0.3 --set options.groups=2 --data t.txt";
+    let json = place.json(&format!("{line} {HEAL} -o c"));
+    assert!(json["shared"]["stored"].as_u64() < json["original"]["stored"].as_u64(), "{json}");
+    assert_eq!(json["shared"]["logical"], json["original"]["logical"]);
+    let plan = place.json("inspect c");
+    let kinds: Vec<&str> =
+        plan["sharing"].as_array().unwrap().iter().map(|l| l["kind"].as_str().unwrap()).collect();
+    assert!(kinds.contains(&"combined") && kinds.contains(&"low-rank"), "{kinds:?}");
+    same_loss(&place, "c");
+    // Factored weights, which share nothing, go the same way.
+    place.ok(&format!("{line} --set options.atoms_share=0 --no-heal --eval-tokens 200 -o f"));
+    same_loss(&place, "f");
+    // Trained on, with adapters on the combined weights.
+    place.ok(
+        "train --model c --data t.txt --steps 3 --batch-size 2 --seq-len 24 --lora-rank 2 -o l",
+    );
+    assert_eq!(place.ok("generate l --prompt line --greedy -n 4 --json").code, 0);
+    place.refused("compress --model m --method foldgpt --ratio 0.3 --dry-run", &["masa"]);
+    place.refused(
+        "compress --model m --method masa --ratio 1.5 --data t.txt --dry-run",
+        &["ratio", "between 0 and 1"],
+    );
+}
+
+/// The folder `name` and its plain form have one loss.
+fn same_loss(place: &Place, name: &str) {
+    let loss = |model: &str| {
+        let json = place.json(&format!("eval {model} --data t.txt --max-tokens 100"));
+        json["text"]["loss"].as_f64().unwrap()
+    };
+    place.ok(&format!("materialize {name} -o {name}-plain"));
+    let (a, b) = (loss(name), loss(&format!("{name}-plain")));
+    assert!((a - b).abs() < 1e-3, "{a} {b}");
+}
+
+#[test]
+fn parallel_streams_run_everywhere_but_in_other_programs() {
+    let place = Place::new();
+    place.model("m", 3);
+    place.text("t.txt", 300);
+    let line = "compress --model m --method parscale --streams 2 --prefix-tokens 4 --data t.txt";
+    let json = place.json(&format!("{line} {HEAL} -o p"));
+    assert!(json["shared"]["stored"].as_u64() > json["original"]["stored"].as_u64(), "{json}");
+    let title = json["tables"][0]["title"].as_str().unwrap();
+    assert!(title.contains("add parameters"), "{title}");
+    place.json("inspect p");
+    place.json("eval p --data t.txt --max-tokens 100");
+    assert_eq!(place.json("generate p --prompt line --greedy -n 4")["new_tokens"], 4);
+    place.ok(
+        "train --model p --data t.txt --steps 3 --batch-size 2 --seq-len 24 --lora-rank 2 -o l",
+    );
+    let words = ["parallel_streams", "2 streams", "transformers", "generate"];
+    place.refused("materialize p -o plain", &words);
+    place.refused("materialize p -o plain.gguf", &words);
+    place
+        .refused(&format!("{line} --streams 0 --dry-run").replace("--streams 2 ", ""), &["1..=64"]);
+    place.refused("compress --model p --method parscale --data t.txt --dry-run", &["already"]);
+}

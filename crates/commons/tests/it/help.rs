@@ -2,7 +2,7 @@
 
 use crate::Place;
 
-const VERBS: [&str; 17] = [
+const VERBS: [&str; 18] = [
     "pull",
     "inspect",
     "materialize",
@@ -15,6 +15,7 @@ const VERBS: [&str; 17] = [
     "allocate",
     "audit",
     "fair-stream",
+    "fit",
     "list",
     "run",
     "papers",

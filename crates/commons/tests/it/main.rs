@@ -6,6 +6,7 @@ mod audit;
 mod compress;
 mod evidence;
 mod fair_stream;
+mod fit;
 mod help;
 mod interruption;
 mod locate;

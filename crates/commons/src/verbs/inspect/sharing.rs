@@ -11,7 +11,7 @@ const LISTED: usize = 4;
 /// One way of sharing and the weights it makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// `grouped`, `tied`, `low-rank`, `combined`, `hashed`, `sliced`, `noise`.
+    /// `grouped`, `tied`, `low-rank`, `combined`, `factored`, `hashed`, `sliced`, `noise`.
     pub kind: &'static str,
     /// Number of weights made this way.
     pub weights: usize,
@@ -35,7 +35,9 @@ pub fn elements(entry: &Entry, stored: &BTreeMap<&str, u64>) -> u64 {
         Share::Own => 0,
         Share::Same { owner } => of(owner),
         Share::Combine { atoms, .. } => atoms.first().map_or(0, |a| of(a)),
-        Share::Hashed { shape, .. } => shape.iter().map(|&d| d as u64).product(),
+        Share::Hashed { shape, .. } | Share::Zero { shape } => {
+            shape.iter().map(|&d| d as u64).product()
+        }
         Share::Slice { ranges, .. } => {
             ranges.iter().map(|(s, e)| e.saturating_sub(*s) as u64).product()
         }
@@ -252,6 +254,7 @@ fn other(plan: &SharingPlan) -> Vec<Line> {
     for (name, entry) in plan.iter() {
         let (kind, sources): (_, Vec<&str>) = match &entry.share {
             Share::Own | Share::Same { .. } => continue,
+            Share::Zero { .. } => ("factored", Vec::new()),
             Share::Combine { atoms, .. } => {
                 ("combined", atoms.iter().map(String::as_str).collect())
             }
@@ -270,6 +273,7 @@ fn other(plan: &SharingPlan) -> Vec<Line> {
         let how = match kind {
             "combined" => format!("{n} atoms, up to {} in a weight", t.most),
             "hashed" => format!("{n} pools"),
+            "factored" => "nothing but their low-rank terms".into(),
             "sliced" => format!("blocks of {n} larger tensors"),
             _ => format!("seeded directions added to {n} tensors"),
         };

@@ -1,0 +1,357 @@
+//! Measures the claims.
+
+use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
+use commons_core::table::{Table, Unit};
+use commons_core::{Seed, cells};
+use commons_nn::train::StepReport;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Config;
+use super::study::{ScratchStudy, Stage, Trained, Variant};
+use super::vision::VisionStudy;
+use crate::compress::Context;
+use crate::heal::{HealRun, heal};
+use crate::material::{Material, MaterialConfig};
+use crate::{Error, Result};
+
+/// The evidence for [`super::Masa`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence;
+
+/// A pretrained decoder converted in stages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Pretrained {
+    /// Options of the conversion, and of the healing of the last stages.
+    pub masa: Config,
+    /// Tokens of calibration.
+    pub calibration_tokens: usize,
+    /// Tokens of context while scoring.
+    pub context: usize,
+    /// Tokens scored.
+    pub eval_tokens: usize,
+    /// Also heal the method and whitened SVD.
+    pub heal: bool,
+}
+
+impl Default for Pretrained {
+    fn default() -> Self {
+        Self {
+            masa: Config::default(),
+            calibration_tokens: 8192,
+            context: 512,
+            eval_tokens: 2048,
+            heal: false,
+        }
+    }
+}
+
+/// What the evidence is measured on. A part that is left out is not measured.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The texts, and the model of `pretrained`. Decoders from scratch read the same texts.
+    pub material: MaterialConfig,
+    /// Decoders trained from scratch.
+    pub scratch: Option<ScratchStudy>,
+    /// Vision transformers trained from scratch.
+    pub vision: Option<VisionStudy>,
+    /// A pretrained decoder.
+    pub pretrained: Option<Pretrained>,
+    /// Repeats of what is trained from scratch.
+    pub seeds: Vec<u64>,
+}
+
+impl Experiment for Evidence {
+    const PAPER: Paper = Paper {
+        slug: "masa",
+        title: "Share Your Attention: Transformer Weight Sharing via Matrix-based Dictionary Learning",
+        year: 2025,
+        shares: "a dictionary of matrices among the attention projections of all layers",
+        link: "https://arxiv.org/abs/2508.04581",
+    };
+
+    const CLAIMS: &'static [Claim] = &[
+        Claim::new(
+            "qkvo",
+            "from scratch, a third of the attention parameters is as good as all (MASA-QKVO)",
+            Figure::text("72.8 against 76.1 perplexity (table 1, 110 M)"),
+            "perplexity_masa_qkvo",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_vanilla", Compare::Ratio),
+        Claim::new(
+            "qkv",
+            "from scratch, half of the attention parameters is better than all (MASA-QKV)",
+            Figure::text("72.1 against 76.1 (table 1)"),
+            "perplexity_masa_qkv",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_vanilla", Compare::Ratio),
+        Claim::new(
+            "over-repeat",
+            "at equal parameters a dictionary beats repeating the first layers all over",
+            Figure::text("72.8 against 79.0 (table 1)"),
+            "perplexity_masa_qkvo",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_repeat", Compare::Ratio),
+        Claim::new(
+            "over-sequential",
+            "at equal parameters a dictionary beats sharing among neighbours",
+            Figure::text("72.8 against 80.4 (table 1)"),
+            "perplexity_masa_qkvo",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_sequential", Compare::Ratio),
+        Claim::new(
+            "over-low-rank",
+            "at equal parameters a dictionary beats low-rank projections",
+            Figure::text("72.8 against 83.3 (table 1)"),
+            "perplexity_masa_qkvo",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_low_rank", Compare::Ratio),
+        Claim::new(
+            "step-time",
+            "a training step takes at most a tenth longer than with whole projections",
+            Figure::text("throughput −8.3 % (section 5)"),
+            "step_seconds_masa_qkvo",
+            Bound::AtMost(1.1),
+        )
+        .against("step_seconds_vanilla", Compare::Ratio),
+        Claim::new(
+            "vision",
+            "a vision transformer with a third of the attention loses at most half a point",
+            Figure::text("+2.35 points on CIFAR-100 (d = 64, 12 layers)"),
+            "accuracy_masa",
+            Bound::AtLeast(-0.005),
+        )
+        .against("accuracy_vanilla", Compare::Difference),
+        Claim::new(
+            "pretrained",
+            "converted at 20 % without training, perplexity is below that of whitened SVD per layer",
+            Figure::text("12.6 against 15.1 (Llama-3.2-1B)"),
+            "perplexity_refined",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_whitened_svd", Compare::Ratio),
+        Claim::new(
+            "refinement",
+            "the whitened low-rank terms lower the perplexity of the atoms alone",
+            Figure::text("in every ablation"),
+            "perplexity_refined",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_grouped", Compare::Ratio),
+    ];
+
+    const RECIPES: &'static [Recipe] =
+        &[Recipe::smoke(include_str!("smoke.toml")), Recipe::full(include_str!("full.toml"))];
+
+    type Config = Settings;
+
+    fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
+        measure(settings, run).map_err(|error| match error {
+            Error::Core(error) => error,
+            Error::Interrupted => commons_core::Error::Interrupted,
+            other => commons_core::Error::other(other),
+        })
+    }
+}
+
+const OF_SCRATCH: [&str; 6] =
+    ["qkvo", "qkv", "over-repeat", "over-sequential", "over-low-rank", "step-time"];
+const OF_PRETRAINED: [&str; 2] = ["pretrained", "refinement"];
+
+fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
+    if settings.seeds.is_empty() {
+        return Err(Error::config("seeds", "give at least one"));
+    }
+    match &settings.scratch {
+        Some(study) => scratch(settings, study, run)?,
+        None => skip(run, &OF_SCRATCH)?,
+    }
+    match &settings.vision {
+        Some(study) => vision(settings, study, run)?,
+        None => skip(run, &["vision"])?,
+    }
+    match &settings.pretrained {
+        Some(part) => pretrained(settings, part, run)?,
+        None => skip(run, &OF_PRETRAINED)?,
+    }
+    Ok(())
+}
+
+fn skip(run: &mut Run, claims: &[&str]) -> Result<()> {
+    for claim in claims {
+        run.not_comparable(claim, "this recipe leaves the part out that measures it")?;
+    }
+    Ok(())
+}
+
+/// Runs a training that reports to the given function, shows its progress and logs its losses.
+fn logged<T>(
+    run: &mut Run,
+    label: &str,
+    train: impl FnOnce(&mut dyn FnMut(&StepReport)) -> Result<T>,
+) -> Result<T> {
+    run.check_stop()?;
+    let mut task = run.progress().task(label, None);
+    let mut losses = Vec::new();
+    let done = train(&mut |report| {
+        task.update(report.step as u64, "");
+        losses.push(report.loss);
+    })?;
+    for (step, loss) in losses.into_iter().enumerate() {
+        run.log(step as u64 + 1, &format!("{label}/loss"), loss)?;
+    }
+    Ok(done)
+}
+
+fn scratch(settings: &Settings, study: &ScratchStudy, run: &mut Run) -> Result<()> {
+    let mut results: Vec<(u64, Trained)> = Vec::new();
+    for &seed in &settings.seeds {
+        let (train, test) = settings.material.byte_texts(Seed::new(seed))?;
+        for variant in Variant::ALL {
+            let stop = run.stop().flag();
+            let trained = logged(run, &format!("{}-{seed}", variant.key()), |observe| {
+                study.train(variant, &train, &test, seed, stop, observe)
+            })?;
+            run.measure(&format!("perplexity_{}", variant.key()), trained.perplexity);
+            run.measure(&format!("stored_{}", variant.key()), trained.stored as f64);
+            run.measure(&format!("step_seconds_{}", variant.key()), trained.time.total());
+            results.push((seed, trained));
+        }
+    }
+    run.table(scratch_table(&results));
+    run.table(time_table(&results));
+    Ok(())
+}
+
+fn scratch_table(results: &[(u64, Trained)]) -> Table {
+    let mut table = Table::new("From scratch")
+        .column("attention", Unit::Plain)
+        .column("seed", Unit::Plain)
+        .column("stored", Unit::Si)
+        .column("of it attention", Unit::Si)
+        .column("perplexity per byte", Unit::Plain);
+    for variant in Variant::ALL {
+        for (seed, t) in results.iter().filter(|(_, t)| t.variant == variant) {
+            table.push(cells![variant.label(), *seed, t.stored, t.attention, t.perplexity]);
+        }
+    }
+    table
+}
+
+/// Where the time of a step goes; the composition of weights from atoms is in the forward pass,
+/// its gradients in the backward pass, and the optimiser has fewer parameters to step.
+fn time_table(results: &[(u64, Trained)]) -> Table {
+    let mut table = Table::new("Time of a training step, milliseconds (medians)")
+        .column("attention", Unit::Plain)
+        .column("seed", Unit::Plain)
+        .column("forward", Unit::Plain)
+        .column("backward", Unit::Plain)
+        .column("optimiser", Unit::Plain)
+        .column("all", Unit::Plain)
+        .column("of vanilla", Unit::Percent);
+    for (seed, t) in results {
+        let whole = results.iter().find(|(s, o)| s == seed && o.variant == Variant::Vanilla);
+        let share = whole.map(|(_, o)| t.time.total() / o.time.total().max(f64::MIN_POSITIVE));
+        let ms = |s: f64| 1e3 * s;
+        let (f, b, u) = (ms(t.time.forward), ms(t.time.backward), ms(t.time.update));
+        table.push(cells![t.variant.label(), *seed, f, b, u, ms(t.time.total()), share]);
+    }
+    table
+}
+
+fn vision(settings: &Settings, study: &VisionStudy, run: &mut Run) -> Result<()> {
+    let pictures = study.pictures()?;
+    let mut table = Table::new("Vision transformers from scratch")
+        .column("attention", Unit::Plain)
+        .column("seed", Unit::Plain)
+        .column("stored", Unit::Si)
+        .column("accuracy", Unit::Percent);
+    for &seed in &settings.seeds {
+        for (masa, key) in [(false, "vanilla"), (true, "masa")] {
+            let stop = run.stop().flag();
+            let seen = logged(run, &format!("vit-{key}-{seed}"), |observe| {
+                study.train(masa, &pictures, seed, stop, observe)
+            })?;
+            run.measure(&format!("accuracy_{key}"), seen.accuracy);
+            table.push(cells![key, seed, seen.stored, seen.accuracy]);
+        }
+    }
+    run.table(table);
+    Ok(())
+}
+
+fn pretrained(settings: &Settings, part: &Pretrained, run: &mut Run) -> Result<()> {
+    let seed = settings.seeds[0];
+    let mut config = settings.material.clone();
+    config.scratch.train.seed = seed;
+    let material = config.prepare(Seed::new(seed), run)?;
+    let score = |model: &commons_nn::model::Decoder| -> Result<f64> {
+        Ok(material.score(model, part.context, part.eval_tokens)?.perplexity)
+    };
+    let original = score(&material.model)?;
+    run.measure("perplexity_pretrained", original);
+    let mut table = Table::new(format!("Pretrained, original {original:.2}"))
+        .column("conversion", Unit::Plain)
+        .column("attention stored", Unit::Si)
+        .column("of the original", Unit::Percent)
+        .column("perplexity", Unit::Plain)
+        .column("healed", Unit::Plain);
+    for stage in Stage::ALL {
+        run.check_stop()?;
+        let mut shown = run.progress().task(stage.label(), None);
+        let mut progress = |_: &str, done: usize, _: usize| shown.update(done as u64, "");
+        let tokens = part.calibration_tokens.min(material.train.len());
+        let mut context = Context {
+            calibration: &material.train[..tokens],
+            seed,
+            stop: run.stop().flag(),
+            progress: &mut progress,
+        };
+        let converted = stage.convert(&part.masa, &material.model, &mut context)?;
+        let perplexity = score(&converted.model)?;
+        run.measure(&format!("perplexity_{}", stage.key()), perplexity);
+        let healed = match stage {
+            Stage::Refined | Stage::WhitenedSvd if part.heal => {
+                healed(&converted.model, &material, &part.masa, run)?;
+                let after = score(&converted.model)?;
+                run.measure(&format!("perplexity_{}_healed", stage.key()), after);
+                Some(after)
+            }
+            _ => None,
+        };
+        let b = converted.budget;
+        let share = b.stored as f64 / b.original.max(1) as f64;
+        table.push(cells![stage.label(), b.stored, share, perplexity, healed]);
+        if stage == Stage::Refined {
+            super::tables::tables(&converted).into_iter().for_each(|t| run.table(t));
+        }
+    }
+    run.table(table);
+    Ok(())
+}
+
+/// Heals `model` with the original as teacher.
+fn healed(
+    model: &commons_nn::model::Decoder,
+    material: &Material,
+    config: &Config,
+    run: &Run,
+) -> Result<()> {
+    let mut task = run.progress().task("healing", Some(config.heal.train.steps as u64));
+    let obey = HealRun { stop: run.stop().flag(), ..HealRun::default() };
+    let tokens = material.train.clone();
+    let done = heal(model, Some(&material.model), tokens, &config.heal, &obey, |report| {
+        task.update(report.step as u64, "");
+    })?;
+    match done.outcome {
+        commons_nn::train::Outcome::Finished => Ok(()),
+        commons_nn::train::Outcome::Interrupted => Err(Error::Interrupted),
+    }
+}

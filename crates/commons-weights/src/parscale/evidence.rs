@@ -1,0 +1,294 @@
+//! Measures the claims.
+
+use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
+use commons_core::table::{Table, Unit};
+use commons_core::{Seed, cells, stats};
+use commons_nn::train::StepReport;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::law::{self, Fit, Point, Released};
+use super::study::{FrozenStudy, ScratchStudy, Trained, mixture, train};
+use crate::material::MaterialConfig;
+use crate::{Error, Result};
+
+/// The evidence for [`super::ParScale`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence;
+
+/// What the evidence is measured on. A part that is left out is not measured.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The texts, and the model of `frozen`. Decoders from scratch read the same texts.
+    pub material: MaterialConfig,
+    /// Decoders trained from scratch.
+    pub scratch: Option<ScratchStudy>,
+    /// Streams added to a frozen model.
+    pub frozen: Option<FrozenStudy>,
+    /// Repeats of what is trained from scratch; the first is that of the frozen model.
+    pub seeds: Vec<u64>,
+}
+
+const SCRATCH: Figure = Figure::text("1.1722, 1.1507, 1.1354 at 0.5 B (code, P = 1, 2, 4)");
+const FROZEN: Figure = Figure::text("direction (section 4)");
+
+impl Experiment for Evidence {
+    const PAPER: Paper = Paper {
+        slug: "parscale",
+        title: "Parallel Scaling Law for Language Models",
+        year: 2025,
+        shares: "all layers among parallel streams of one input",
+        link: "https://arxiv.org/abs/2505.10475",
+    };
+
+    const CLAIMS: &'static [Claim] = &[
+        Claim::new(
+            "law-code",
+            "the released losses on code give k = 0.3935",
+            Figure::Number(0.3935),
+            "k_stack",
+            Bound::Within { low: 0.3885, high: 0.3985 },
+        ),
+        Claim::new(
+            "law-text",
+            "the released losses on text give k = 0.3344",
+            Figure::Number(0.3344),
+            "k_pile",
+            Bound::Within { low: 0.3294, high: 0.3394 },
+        ),
+        Claim::new(
+            "two-streams",
+            "from scratch, two streams reach a lower loss than one in the same steps",
+            SCRATCH,
+            "loss_2",
+            Bound::AtMost(0.),
+        )
+        .against("loss_1", Compare::Difference),
+        Claim::new(
+            "four-streams",
+            "from scratch, four streams reach a lower loss than two in the same steps",
+            SCRATCH,
+            "loss_4",
+            Bound::AtMost(0.),
+        )
+        .against("loss_2", Compare::Difference),
+        Claim::new(
+            "frozen-two",
+            "on a frozen model, two streams beat a prefix alone",
+            FROZEN,
+            "frozen_loss_2",
+            Bound::AtMost(0.),
+        )
+        .against("frozen_loss_1", Compare::Difference),
+        Claim::new(
+            "frozen-four",
+            "on a frozen model, four streams beat two",
+            FROZEN,
+            "frozen_loss_4",
+            Bound::AtMost(0.),
+        )
+        .against("frozen_loss_2", Compare::Difference),
+    ];
+
+    const RECIPES: &'static [Recipe] =
+        &[Recipe::smoke(include_str!("smoke.toml")), Recipe::full(include_str!("full.toml"))];
+
+    type Config = Settings;
+
+    fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
+        measure(settings, run).map_err(|error| match error {
+            Error::Core(error) => error,
+            Error::Interrupted => commons_core::Error::Interrupted,
+            other => commons_core::Error::other(other),
+        })
+    }
+}
+
+fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
+    if settings.seeds.is_empty() {
+        return Err(Error::config("seeds", "give at least one"));
+    }
+    released(run)?;
+    match &settings.scratch {
+        Some(study) => scratch(settings, study, run)?,
+        None => skip(run, &["two-streams", "four-streams"])?,
+    }
+    match &settings.frozen {
+        Some(study) => frozen(settings, study, run)?,
+        None => skip(run, &["frozen-two", "frozen-four"])?,
+    }
+    Ok(())
+}
+
+fn skip(run: &mut Run, claims: &[&str]) -> Result<()> {
+    for claim in claims {
+        run.not_comparable(claim, "this recipe leaves the part out that measures it")?;
+    }
+    Ok(())
+}
+
+fn law_table(title: &str) -> Table {
+    Table::new(title)
+        .column("losses", Unit::Plain)
+        .column("k", Unit::Plain)
+        .column("E", Unit::Plain)
+        .column("alpha", Unit::Plain)
+        .column("A", Unit::Si)
+        .column("R²", Unit::Plain)
+}
+
+fn law_row(table: &mut Table, name: &str, fit: &Fit) {
+    let l = fit.law;
+    table.push(cells![name, l.k, l.e, l.alpha, l.a, fit.r_squared]);
+}
+
+fn released(run: &mut Run) -> Result<()> {
+    let mut table = law_table("Law of the released losses");
+    for data in Released::ALL {
+        let fit = law::fit(&data.points())?;
+        run.measure(&format!("k_{}", data.name()), fit.law.k);
+        run.measure(&format!("r_squared_{}", data.name()), fit.r_squared);
+        law_row(&mut table, data.name(), &fit);
+    }
+    run.table(table);
+    Ok(())
+}
+
+/// Runs a training that reports to the given function, shows its progress and logs its losses.
+fn logged<T>(
+    run: &mut Run,
+    label: &str,
+    train: impl FnOnce(&mut dyn FnMut(&StepReport)) -> Result<T>,
+) -> Result<T> {
+    run.check_stop()?;
+    let mut task = run.progress().task(label, None);
+    let mut losses = Vec::new();
+    let done = train(&mut |report| {
+        task.update(report.step as u64, "");
+        losses.push(report.loss);
+    })?;
+    for (step, loss) in losses.into_iter().enumerate() {
+        run.log(step as u64 + 1, &format!("{label}/loss"), loss)?;
+    }
+    Ok(done)
+}
+
+fn scratch(settings: &Settings, study: &ScratchStudy, run: &mut Run) -> Result<()> {
+    let mut all: Vec<(u64, Trained)> = Vec::new();
+    for &seed in &settings.seeds {
+        let (text, test) = settings.material.byte_texts(Seed::new(seed))?;
+        for &width in &study.widths {
+            for &streams in &study.streams {
+                let stop = run.stop().flag();
+                let label = format!("width-{width}-streams-{streams}-{seed}");
+                let t = logged(run, &label, |observe| {
+                    study.train((width, streams), &text, &test, seed, stop, observe)
+                })?;
+                if width == study.scratch.hidden_size {
+                    run.measure(&format!("loss_{streams}"), t.loss);
+                }
+                all.push((seed, t));
+            }
+        }
+    }
+    let mut table = Table::new("From scratch")
+        .column("width", Unit::Plain)
+        .column("streams", Unit::Plain)
+        .column("seed", Unit::Plain)
+        .column("parameters", Unit::Si)
+        .column("nats per byte", Unit::Plain)
+        .column("ms per step", Unit::Plain);
+    for (seed, t) in &all {
+        table.push(cells![t.width, t.streams, *seed, t.parameters, t.loss, 1e3 * t.step_seconds]);
+    }
+    run.table(table);
+    own_law(settings, &all, run)
+}
+
+/// The law of our own losses, if there are enough sizes and stream counts to speak of one.
+fn own_law(settings: &Settings, all: &[(u64, Trained)], run: &mut Run) -> Result<()> {
+    let mut table = law_table("Law of the losses measured here");
+    let mut ks = Vec::new();
+    for &seed in &settings.seeds {
+        let points: Vec<Point> = all
+            .iter()
+            .filter(|(s, _)| *s == seed)
+            .map(|(_, t)| Point {
+                parameters: t.parameters as f64,
+                streams: t.streams as f64,
+                loss: t.loss,
+            })
+            .collect();
+        match law::fit(&points) {
+            Ok(fit) if fit.is_law() => {
+                run.measure("k_scratch", fit.law.k);
+                ks.push(fit.law.k);
+                law_row(&mut table, &format!("seed {seed}"), &fit);
+            }
+            _ => {
+                run.note("Too few sizes or stream counts were trained to fit a law of their own.");
+                return Ok(());
+            }
+        }
+    }
+    run.table(table);
+    if let Ok(interval) = stats::t_interval(&ks, 0.95) {
+        run.note(format!(
+            "k of the decoders trained here: {:.3} to {:.3} (95 % over seeds).",
+            interval.low, interval.high
+        ));
+    }
+    Ok(())
+}
+
+fn frozen(settings: &Settings, study: &FrozenStudy, run: &mut Run) -> Result<()> {
+    let seed = settings.seeds[0];
+    let mut config = settings.material.clone();
+    config.scratch.train.seed = seed;
+    let material = config.prepare(Seed::new(seed), run)?;
+    let score = |model: &commons_nn::model::Decoder| -> Result<f64> {
+        Ok(material.score(model, study.context, study.eval_tokens)?.loss)
+    };
+    let original = score(&material.model)?;
+    run.measure("frozen_loss_original", original);
+    let mut table = Table::new(format!("Frozen model, loss {original:.4} by itself"))
+        .column("streams", Unit::Plain)
+        .column("parameters added", Unit::Si)
+        .column("loss before training", Unit::Plain)
+        .column("after", Unit::Plain)
+        .column("shares", Unit::Plain)
+        .column("entropy", Unit::Plain)
+        .column("cosine of streams", Unit::Plain);
+    for &streams in &study.streams {
+        let wide = study.wide(&material.model, streams, seed)?;
+        let before = score(&wide)?;
+        let mut steps = study.train.clone();
+        steps.seed = seed;
+        let stop = run.stop().flag();
+        logged(run, &format!("frozen-streams-{streams}"), |observe| {
+            train(&wide, &material.train, &steps, stop, observe)
+        })?;
+        let after = score(&wide)?;
+        run.measure(&format!("frozen_loss_{streams}"), after);
+        let window = &material.test[..study.context.min(material.test.len())];
+        let mixed = if streams > 1 { Some(mixture(&wide, window)?) } else { None };
+        let shares = mixed
+            .as_ref()
+            .map(|m| m.shares.iter().map(|s| format!("{s:.3}")).collect::<Vec<_>>().join(" "));
+        let added = wide.bank.stored() - material.model.bank.stored();
+        let (entropy, cosine) =
+            (mixed.as_ref().map(|m| m.entropy), mixed.as_ref().map(|m| m.cosine));
+        table.push(cells![
+            streams,
+            added,
+            before,
+            after,
+            shares.unwrap_or_default(),
+            entropy,
+            cosine
+        ]);
+    }
+    run.table(table);
+    Ok(())
+}
