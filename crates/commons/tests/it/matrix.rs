@@ -4,7 +4,7 @@ use crate::{Place, bytes};
 
 const TRAIN: &str = "--data t.txt --batch-size 2 --seq-len 24 --lr 1e-3";
 
-/// Options under which a method applies to a model of four layers, two heads and two key heads.
+/// Options under which a method applies to a model of eight layers, four heads and two key heads.
 fn options(method: &str) -> &'static str {
     match method {
         "relaxed-recursive" => "--loops 2 --rank 2",
@@ -25,7 +25,7 @@ fn loss(place: &Place, model: &str) -> f64 {
 
 fn shared_by(method: &str) -> Place {
     let place = Place::new();
-    place.model("m", 4);
+    place.model("m", 8);
     place.text("t.txt", 400);
     let options = options(method);
     place.ok(&format!(
