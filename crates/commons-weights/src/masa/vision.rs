@@ -124,6 +124,7 @@ impl VisionStudy {
             hidden_size: self.hidden_size,
             num_hidden_layers: self.layers,
             num_attention_heads: self.heads,
+            num_key_value_heads: self.heads,
             intermediate_size: 2 * self.hidden_size,
             num_labels: labels,
         };

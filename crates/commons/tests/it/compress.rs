@@ -52,6 +52,54 @@ fn the_other_method_and_the_other_format() {
 }
 
 #[test]
+fn unequal_groups_are_shown_used_and_written_out() {
+    let place = Place::new();
+    place.text("t.txt", 400);
+    place
+        .ok("train --arch nano --data t.txt --steps 20 --batch-size 4 --seq-len 32 --lr 3e-3 -o m");
+    let heads = place.json("inspect m")["architecture"]["num_key_value_heads"].as_u64().unwrap();
+    let line = format!(
+        "compress --model m --method kdgqa --kv-heads {heads} --set seq_len=24 --data t.txt {HEAL} -o g"
+    );
+    place.ok(&line);
+    let shown = place.json("inspect g");
+    let rows = shown["architecture"]["query_heads_per_kv_head"].as_array().unwrap();
+    let queries = shown["architecture"]["num_attention_heads"].as_u64().unwrap();
+    for row in rows {
+        let sum: u64 = row.as_array().unwrap().iter().map(|a| a.as_u64().unwrap()).sum();
+        assert_eq!(sum, queries, "{row}");
+    }
+    let kinds = |json: &serde_json::Value| json["sharing"].to_string().contains("grouped");
+    assert!(kinds(&shown), "{shown}");
+    place.ok("generate g --prompt The -n 4");
+    place.ok("materialize g -o plain");
+    assert!(!kinds(&place.json("inspect plain")));
+    let loss = |model: &str| {
+        let json = place.json(&format!("eval {model} --data t.txt --max-tokens 100"));
+        json["text"]["loss"].as_f64().unwrap()
+    };
+    assert!((loss("g") - loss("plain")).abs() < 1e-3);
+}
+
+#[test]
+fn a_pooled_model_is_a_model() {
+    let place = Place::new();
+    place.model("m", 4);
+    place.text("t.txt", 200);
+    let json = place.json(&format!(
+        "compress --model m --method stable-rps --compression 4 --data t.txt {HEAL} -o p"
+    ));
+    assert!(json["healed"]["stored"].as_u64() < json["original"]["stored"].as_u64(), "{json}");
+    assert!(place.json("inspect p")["sharing"].to_string().contains("hashed"));
+    place.ok("materialize p -o plain");
+    let loss = |model: &str| {
+        let json = place.json(&format!("eval {model} --data t.txt --max-tokens 100"));
+        json["text"]["loss"].as_f64().unwrap()
+    };
+    assert!((loss("p") - loss("plain")).abs() < 1e-3);
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let place = Place::new();
     place.model("m", 4);
