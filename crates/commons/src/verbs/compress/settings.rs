@@ -145,7 +145,7 @@ pub fn method(slug: &str) -> Result<&'static dyn AnyCompress> {
 }
 
 /// Short options and the options of methods they stand for.
-fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>); 12] {
+fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>); 15] {
     let m = &args.method_options;
     [
         ("--loops", "loops", m.loops.map(Into::into)),
