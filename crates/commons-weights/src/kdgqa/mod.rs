@@ -45,6 +45,8 @@
 //!   window of text for one update. PGQA has no place in a finished decoder and is refused.
 //! * The paper up-trains ImageNet models; the full recipe trains a ViT of 0.7 M parameters from
 //!   scratch on CIFAR-10, without augmentation.
+//! * Query heads keep their order (as in the paper), so a finished model whose borders move has to
+//!   learn again: for little healing, take equal groups (`gqa`).
 //! * `random` is our control: the counts of KDGQA in random order.
 //! * A model that shares `k` and `v` across layers keeps that sharing: owners are pooled, not copies.
 //!
