@@ -79,10 +79,13 @@
 //! ```
 
 mod bounds;
+mod continuous;
 mod evidence;
 pub mod exact;
 pub mod files;
+pub mod kemeny;
 mod latent;
+pub mod milp;
 mod rankings;
 mod report;
 mod score;
