@@ -11,8 +11,8 @@ use commons_core::table::Table;
 use commons_core::{Seed, cells};
 use commons_society::adaptive_sampling::simulate::{Strategy, World, WorldConfig, utility};
 use commons_society::adaptive_sampling::{
-    AdaptiveSampler, Batch, GenomeConfig, Goal, Group, LearningCurve, Point, PowerLaw, Rule,
-    SamplerConfig, Source, fit, plan,
+    AdaptiveSampler, Batch, GenomeConfig, Goal, Group, LearningCurve, PlinkConfig, Point, PowerLaw,
+    Rule, SamplerConfig, Source, fit, plan,
 };
 use commons_society::csv_input::CsvTable;
 use serde::Serialize;
@@ -126,6 +126,8 @@ pub struct NextArgs {
 pub enum Population {
     /// Polygenic scores on generated genomes.
     Prs,
+    /// Polygenic scores on PLINK genotypes, populations by family.
+    Plink,
     /// Income on Adult, by sex and race.
     Adult,
     /// Recidivism on COMPAS, by race.
@@ -165,7 +167,7 @@ pub struct SimulateArgs {
     /// Population
     #[arg(value_enum)]
     pub population: Population,
-    /// File of the population: adult.data or compas-scores-two-years.csv
+    /// adult.data, compas-scores-two-years.csv, or PLINK files without .bed
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Strategies, separated by commas
@@ -194,6 +196,9 @@ pub struct SimulateArgs {
     /// Variants of the generated genomes
     #[arg(long, value_name = "N", default_value_t = 400)]
     pub variants: usize,
+    /// Variants of the PLINK genotypes that have an effect
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub causal: usize,
 }
 
 /// Plans, fits, steps or simulates.
@@ -464,7 +469,7 @@ fn simulate(app: &App, args: &SimulateArgs) -> Result<Done> {
     let file = || {
         args.data.clone().ok_or_else(|| {
             Failure::usage("--data", "this population is read from a file")
-                .help("give the path of adult.data or compas-scores-two-years.csv")
+                .help("give adult.data, compas-scores-two-years.csv, or PLINK files without .bed")
         })
     };
     let world = match args.population {
@@ -476,6 +481,14 @@ fn simulate(app: &App, args: &SimulateArgs) -> Result<Done> {
                 ..GenomeConfig::default()
             })
         }
+        Population::Plink => WorldConfig::Plink(PlinkConfig {
+            path: file()?,
+            causal: args.causal,
+            effect_correlation: 0.9,
+            heritability: 0.5,
+            held: 250,
+            shares: BTreeMap::new(),
+        }),
         Population::Adult => WorldConfig::Adult { path: file()? },
         Population::Compas => WorldConfig::Compas { path: file()? },
     };
