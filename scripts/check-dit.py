@@ -23,6 +23,8 @@ import sys
 import time
 import venv
 
+# How far dit's value may lie below the minimum.
+SLACK = 2e-5
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -129,15 +131,16 @@ def main():
         else:
             difference = found[0] - unique
             worst = max(worst, abs(difference))
-            # The unique term is a minimum: of two feasible values the lower is the better.
-            lower += difference > -1e-9
+            # The unique term is a minimum: of two feasible values the lower is the better. dit's
+            # distributions keep their margins to about 1e-5 only, so it may fall a little below.
+            lower += difference > -SLACK
             ratios.append(found[1] / seconds)
             verdict, time_of_dit = f"dit {found[0]:.9f} ({difference:+.1e})", f"{1e3 * found[1]:.0f} ms"
         print(f"{head}, {verdict}; {1e6 * seconds:.0f} us, dit {time_of_dit}, {ratios[-1]:.0f} times",
               flush=True)
     finished = len(cases) - stopped
     print(f"{len(cases)} joints, dit stopped after {options.limit:.0f} s in {stopped}; largest "
-          f"difference {worst:.2e}; ours no higher in {lower} of {finished}; "
+          f"difference {worst:.2e}; ours no higher (but for {SLACK:.0e}) in {lower} of {finished}; "
           f"median {statistics.median(ratios):.0f} times faster, least {min(ratios):.0f}")
     return 0 if lower == finished and min(ratios) >= 50 else 1
 

@@ -100,36 +100,19 @@ impl CsvTable {
     /// # Errors
     /// Naming the line that is no such object, or the key that is missing or new.
     pub fn parse_json_lines(path: impl AsRef<Path>, text: &str) -> Result<Self> {
-        const REMEDY: &str = "give one object of texts and numbers a line, with the same keys";
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut table = Self::empty(path.as_ref(), Vec::new())?;
         let lines = text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty());
         for (row, (line, text)) in lines.enumerate() {
             let place = format!("row {} (line {})", row + 1, line + 1);
-            let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
-                .map_err(|e| table.whole(&place, format!("is no JSON object: {e}"), REMEDY))?;
+            let header = (row > 0).then_some(&table.header[..]);
+            let object = json_row(text, header).map_err(|(column, problem)| {
+                table.whole(format!("{place}{column}"), problem, JSON_REMEDY)
+            })?;
             if row == 0 {
-                table = Self::empty(path.as_ref(), object.keys().cloned().collect())?;
+                table = Self::empty(path.as_ref(), object.iter().map(|o| o.0.clone()).collect())?;
             }
-            if let Some(new) = object.keys().find(|k| !table.header.contains(k)) {
-                let problem = format!("has the key `{new}`, which the first row has not");
-                return Err(table.whole(place, problem, REMEDY));
-            }
-            for i in 0..table.header.len() {
-                let key = &table.header[i];
-                let Some(cell) = object.get(key).map(json_cell) else {
-                    return Err(table.whole(
-                        format!("{place}, column `{key}`"),
-                        "is missing",
-                        REMEDY,
-                    ));
-                };
-                let Some(cell) = cell else {
-                    let problem = "is a list or an object";
-                    return Err(table.whole(format!("{place}, column `{key}`"), problem, REMEDY));
-                };
-                table.push(&cell);
-            }
+            object.iter().for_each(|(_, cell)| table.push(cell));
             table.lines.push(line as u64 + 1);
         }
         table.filled()
@@ -139,7 +122,7 @@ impl CsvTable {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut reader = csv::ReaderBuilder::new()
             .has_headers(false)
-            .delimiter(delimiter(text))
+            .delimiter(delimiter(text.as_bytes()))
             .flexible(true)
             .from_reader(text.as_bytes());
         let mut record = csv::StringRecord::new();
@@ -327,23 +310,44 @@ fn is_json_lines(path: &Path) -> bool {
         .is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"))
 }
 
-/// A JSON value as the text of a cell; `None` if it is a list or an object.
-pub(crate) fn json_cell(value: &serde_json::Value) -> Option<String> {
-    match value {
-        serde_json::Value::Null => Some(String::new()),
-        serde_json::Value::Bool(v) => Some(v.to_string()),
-        serde_json::Value::Number(v) => Some(v.to_string()),
-        serde_json::Value::String(v) => Some(v.clone()),
-        serde_json::Value::Array(_) | serde_json::Value::Object(_) => None,
+/// What lines of JSON should be.
+pub(crate) const JSON_REMEDY: &str =
+    "give one object of texts and numbers a line, with the same keys";
+
+/// Keys and cells of a JSON object, in the order of the `header` if there is one already.
+///
+/// # Errors
+/// `, column …` if one is concerned, and what is wrong.
+pub(crate) fn json_row(
+    text: &str,
+    header: Option<&[String]>,
+) -> Result<Vec<(String, String)>, (String, String)> {
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
+        .map_err(|e| (String::new(), format!("is no JSON object: {e}")))?;
+    let cell = |(key, value): (&String, &serde_json::Value)| match value {
+        serde_json::Value::Null => Ok((key.clone(), String::new())),
+        serde_json::Value::Bool(v) => Ok((key.clone(), v.to_string())),
+        serde_json::Value::Number(v) => Ok((key.clone(), v.to_string())),
+        serde_json::Value::String(v) => Ok((key.clone(), v.clone())),
+        _ => Err((format!(", column `{key}`"), "is a list or an object".into())),
+    };
+    let Some(header) = header else { return object.iter().map(cell).collect() };
+    if let Some(new) = object.keys().find(|k| !header.contains(k)) {
+        return Err((String::new(), format!("has the key `{new}`, which the first row has not")));
     }
+    let get = |key: &String| {
+        let missing = || (format!(", column `{key}`"), "is missing".into());
+        cell((key, object.get(key).ok_or_else(missing)?))
+    };
+    header.iter().map(get).collect()
 }
 
 /// What separates columns: commas, unless the first line has none outside quotes but semicolons or
 /// tabs.
-pub(crate) fn delimiter(text: &str) -> u8 {
+pub(crate) fn delimiter(text: &[u8]) -> u8 {
     let mut quoted = false;
     let mut counts = [0_usize; 3];
-    for byte in text.bytes() {
+    for byte in text {
         match byte {
             b'"' => quoted = !quoted,
             b'\n' if !quoted => break,

@@ -117,21 +117,22 @@ fn csv(path: &Path, text: &str) -> Result<Rankings> {
     let mut of_item = vec![usize::MAX; n * m];
     for row in 0..table.len() {
         let (v, c) = (voter_of[row], item_of[row]);
+        let clash = |old: usize, column: &str, what: &str| {
+            let problem =
+                format!("voter `{}` has {what} already in {}", voters[row], table.place(old));
+            table.error(row, column, problem, "give every item one rank, and every rank once")
+        };
+        let item_slot = v * m + c;
+        if of_item[item_slot] != usize::MAX {
+            return Err(clash(of_item[item_slot], "item", &format!("item `{}`", items[row])));
+        }
         let rank = ranks[row];
         if !(rank.fract() == 0. && rank >= 1. && rank <= m as f64) {
             let problem = format!("{rank} is no rank of {m} items");
             let remedy = format!("ranks are 1 (best) to {m}, the number of different items");
             return Err(table.error(row, "rank", problem, remedy));
         }
-        let clash = |old: usize, column: &str, what: &str| {
-            let problem =
-                format!("voter `{}` has {what} already in {}", voters[row], table.place(old));
-            table.error(row, column, problem, "give every item one rank, and every rank once")
-        };
-        let (rank_slot, item_slot) = (v * m + rank as usize - 1, v * m + c);
-        if of_item[item_slot] != usize::MAX {
-            return Err(clash(of_item[item_slot], "item", &format!("item `{}`", items[row])));
-        }
+        let rank_slot = v * m + rank as usize - 1;
         if at_rank[rank_slot] != usize::MAX {
             return Err(clash(at_rank[rank_slot], "rank", &format!("rank {rank}")));
         }
