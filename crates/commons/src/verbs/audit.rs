@@ -350,7 +350,7 @@ fn page(bounds: &[f64], limits: &[Limit], csv: table::Table, note: &str) -> Stri
     };
     let plot = |title: &str, of: fn(&Limit) -> f64| {
         Plot::new(format!("{title} (rows: global bound, columns: local bound)"))
-            .heat(rows(of), bounds.iter().map(|b| number(*b)))
+            .heat(rows(of), bounds.iter().map(|b| number((1e4 * b).round() / 1e4)))
     };
     let plots = [
         plot("Highest accuracy", |l| l.accuracy),
