@@ -103,7 +103,7 @@ def main():
     parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cargo = ["cargo", "build", "--release", "-q", "-p", "commons-society", "--example", "forest_speed"]
+    cargo = ["cargo", "build", "--release", "-q", "--workspace", "--example", "forest_speed"]
     subprocess.run(cargo, check=True, cwd=ROOT)
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     binary = target / "release/examples/forest_speed"

@@ -109,6 +109,22 @@ impl Experiment for Evidence {
             Bound::AtLeast(0.),
         )
         .against("prs_worst_proportional", Compare::Difference),
+        Claim::new(
+            "coalescent-equal",
+            "coalescent genomes: R² of the worst-off group is no lower than by equal sampling",
+            DIRECTION,
+            "plink_worst_adaptive",
+            Bound::AtLeast(0.),
+        )
+        .against("plink_worst_equal", Compare::Difference),
+        Claim::new(
+            "coalescent-proportional",
+            "coalescent genomes: R² of the worst-off group is higher than by proportional sampling",
+            DIRECTION,
+            "plink_worst_adaptive",
+            Bound::AtLeast(0.),
+        )
+        .against("plink_worst_proportional", Compare::Difference),
     ];
 
     const RECIPES: &'static [Recipe] =
@@ -133,6 +149,11 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     for scene in &settings.scenes {
         strategies(settings, scene, run)?;
     }
+    if !settings.scenes.iter().any(|s| matches!(s.world, WorldConfig::Plink(_))) {
+        for claim in ["coalescent-equal", "coalescent-proportional"] {
+            run.not_comparable(claim, "this recipe has no files of genotypes")?;
+        }
+    }
     Ok(())
 }
 
@@ -155,48 +176,78 @@ fn means(settings: &Settings, run: &mut Run) -> Result<()> {
 
 fn strategies(settings: &Settings, scene: &Scene, run: &mut Run) -> Result<()> {
     let key = scene.world.key();
+    let mut outcomes: Vec<Outcome> = GOALS
+        .into_iter()
+        .flat_map(|(name, goal)| Strategy::ALL.map(|s| Outcome::new(name, goal, s)))
+        .collect();
+    for repeat in 0..settings.repeats as u64 {
+        let seed = run.seed().fork("repeat", repeat);
+        let world = World::new(&scene.world, scene.budget as u64, seed)?;
+        for outcome in &mut outcomes {
+            run.check_stop()?;
+            outcome.spend(&world, scene, run)?;
+        }
+    }
     let mut table = Table::new(format!("Mean over repeats, {key}"))
         .columns(["utility", "strategy", "samples"])
         .column("mean performance", Unit::Plain)
         .column("worst performance", Unit::Plain);
     let mut plot = Plot::new(format!("Worst performance by strategy, {key}")).y("1 − loss");
-    for (name, goal) in [("mean", Goal::Utilitarian), ("worst", Goal::MaxMin)] {
-        for strategy in Strategy::ALL {
-            let (mut mean, mut worst, mut samples) = (Vec::new(), Vec::new(), Vec::<f64>::new());
-            for repeat in 0..settings.repeats as u64 {
-                run.check_stop()?;
-                let seed = run.seed().fork("repeat", repeat);
-                let world = World::new(&scene.world, scene.budget as u64, seed)?;
-                let config = SamplerConfig {
-                    utility: goal,
-                    budget: scene.budget,
-                    warm_up: scene.warm_up,
-                    batch: scene.batch,
-                    ..SamplerConfig::default()
-                };
-                let n = world.spend(strategy, &config)?;
-                let losses = world.losses(&n);
-                mean.push(utility(Goal::Utilitarian, 1., &losses));
-                worst.push(utility(Goal::MaxMin, 1., &losses));
-                let judged = if goal == Goal::MaxMin { &worst } else { &mean };
-                if let Some(value) = judged.last() {
-                    run.measure(&format!("{key}_{name}_{}", strategy.key()), *value);
-                }
-                samples.resize(n.len(), 0.);
-                samples.iter_mut().zip(&n).for_each(|(s, n)| *s += *n as f64);
-            }
-            let average = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
-            let shown = samples.iter().map(|s| format!("{:.0}", s / settings.repeats as f64));
-            let shown = shown.collect::<Vec<_>>().join(", ");
-            table.push(cells![name, strategy.key(), shown, average(&mean), average(&worst)]);
-            if goal == Goal::MaxMin {
-                let interval = commons_core::stats::t_interval(&worst, 0.95).ok();
-                let interval = interval.map(|i| (i.low, i.high));
-                plot = plot.bar(strategy.key(), average(&worst), interval);
-            }
+    for o in &outcomes {
+        let average = |v: &[f64]| v.iter().sum::<f64>() / v.len() as f64;
+        let shown = o.samples.iter().map(|s| format!("{:.0}", s / settings.repeats as f64));
+        let shown = shown.collect::<Vec<_>>().join(", ");
+        table.push(cells![o.name, o.strategy.key(), shown, average(&o.mean), average(&o.worst)]);
+        if o.goal == Goal::MaxMin {
+            let interval = commons_core::stats::t_interval(&o.worst, 0.95).ok();
+            let interval = interval.map(|i| (i.low, i.high));
+            plot = plot.bar(o.strategy.key(), average(&o.worst), interval);
         }
     }
     run.plot(plot);
     run.table(table);
     Ok(())
+}
+
+/// Utilities that strategies are asked for.
+const GOALS: [(&str, Goal); 2] = [("mean", Goal::Utilitarian), ("worst", Goal::MaxMin)];
+
+/// What a strategy brought in the repeats so far.
+struct Outcome {
+    name: &'static str,
+    goal: Goal,
+    strategy: Strategy,
+    mean: Vec<f64>,
+    worst: Vec<f64>,
+    /// Sums over repeats, by group.
+    samples: Vec<f64>,
+}
+
+impl Outcome {
+    fn new(name: &'static str, goal: Goal, strategy: Strategy) -> Self {
+        let (mean, worst, samples) = (Vec::new(), Vec::new(), Vec::new());
+        Self { name, goal, strategy, mean, worst, samples }
+    }
+
+    fn spend(&mut self, world: &World, scene: &Scene, run: &mut Run) -> Result<()> {
+        let config = SamplerConfig {
+            utility: self.goal,
+            budget: scene.budget,
+            warm_up: scene.warm_up,
+            batch: scene.batch,
+            ..SamplerConfig::default()
+        };
+        let n = world.spend(self.strategy, &config)?;
+        let losses = world.losses(&n);
+        let (mean, worst) =
+            (utility(Goal::Utilitarian, 1., &losses), utility(Goal::MaxMin, 1., &losses));
+        let judged = if self.goal == Goal::MaxMin { worst } else { mean };
+        let (key, strategy) = (scene.world.key(), self.strategy.key());
+        run.measure(&format!("{key}_{}_{strategy}", self.name), judged);
+        self.mean.push(mean);
+        self.worst.push(worst);
+        self.samples.resize(n.len(), 0.);
+        self.samples.iter_mut().zip(&n).for_each(|(s, n)| *s += *n as f64);
+        Ok(())
+    }
 }

@@ -185,17 +185,21 @@ impl Genome {
     pub fn r_squared(&self, weights: &[f64], cohort: &Cohort) -> f64 {
         let score = |g: &[f64]| g.iter().zip(weights).map(|(g, w)| g * w).sum::<f64>();
         let scores: Vec<f64> = cohort.genotype.chunks(self.variants()).map(score).collect();
-        let (mx, my) =
-            (commons_core::stats::mean(&scores), commons_core::stats::mean(&cohort.phenotype));
-        let (mut xx, mut xy, mut yy) = (0., 0., 0.);
-        for (x, y) in scores.iter().zip(&cohort.phenotype) {
-            xx += (x - mx) * (x - mx);
-            xy += (x - mx) * (y - my);
-            yy += (y - my) * (y - my);
-        }
-        // A score against the trait predicts nothing.
-        if xx > 0. && yy > 0. && xy > 0. { xy * xy / (xx * yy) } else { 0. }
+        squared_correlation(&scores, &cohort.phenotype)
     }
+}
+
+/// Squared correlation of scores and traits; 0 if either is constant or they are opposed.
+pub(super) fn squared_correlation(scores: &[f64], phenotype: &[f64]) -> f64 {
+    let (mx, my) = (commons_core::stats::mean(scores), commons_core::stats::mean(phenotype));
+    let (mut xx, mut xy, mut yy) = (0., 0., 0.);
+    for (x, y) in scores.iter().zip(phenotype) {
+        xx += (x - mx) * (x - mx);
+        xy += (x - mx) * (y - my);
+        yy += (y - my) * (y - my);
+    }
+    // A score against the trait predicts nothing.
+    if xx > 0. && yy > 0. && xy > 0. { xy * xy / (xx * yy) } else { 0. }
 }
 
 /// A Beta draw from two Gamma draws.

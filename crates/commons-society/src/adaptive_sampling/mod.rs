@@ -46,7 +46,9 @@
 //!
 //! # Differs
 //! * Inverse power laws and their fit are ours, as are the generated genomes: four ancestries,
-//!   Balding–Nichols frequencies, blocks of linked variants ([`GenomeConfig`]).
+//!   Balding–Nichols frequencies, blocks of linked variants ([`GenomeConfig`]). Beside them stand
+//!   genotypes from a coalescent simulation of three populations out of Africa, read from PLINK
+//!   files ([`PlinkConfig`]), which is what the paper is believed to use.
 //! * The gap utility is mean − κ·(mean − worst), which is concave and increasing for κ ≤ 1.
 //! * Every group has a model of its own; with a model of all groups losses would depend on all
 //!   sizes, and a plan by separate curves would mis-state gains.
@@ -72,6 +74,7 @@ mod curve;
 mod evidence;
 mod genome;
 mod plan;
+mod plink;
 mod sampler;
 pub mod simulate;
 #[cfg(test)]
@@ -82,5 +85,6 @@ pub use curve::{EXPONENTS, Fit, LearningCurve, Point, PowerLaw, fit, fit_with};
 pub use evidence::Evidence;
 pub use genome::{ANCESTRIES, Cohort, Genome, GenomeConfig};
 pub use plan::{Group, Plan, plan, worth};
+pub use plink::{PlinkConfig, Population, populations};
 pub use sampler::{AdaptiveSampler, Batch, Rule, SamplerConfig, Source};
 pub use utility::{Goal, Utility};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::curve::{Point, PowerLaw, fit};
 use super::genome::{ANCESTRIES, Cohort, Genome, GenomeConfig};
 use super::plan::{Group, plan};
+use super::plink::{self, PlinkConfig, Population};
 use super::sampler::{AdaptiveSampler, SamplerConfig, Source};
 use super::utility::{Goal, Utility};
 use crate::logistic::Logistic;
@@ -61,6 +62,8 @@ impl Strategy {
 pub enum WorldConfig {
     /// Polygenic scores on generated genomes; performance is R².
     Prs(GenomeConfig),
+    /// Polygenic scores on genotypes from PLINK files, with a simulated trait; performance is R².
+    Plink(PlinkConfig),
     /// Income on Adult by sex and race; loss is log loss in nats.
     Adult {
         /// The file `adult.data`.
@@ -83,6 +86,7 @@ impl WorldConfig {
     pub fn key(&self) -> &'static str {
         match self {
             Self::Prs(_) => "prs",
+            Self::Plink(_) => "plink",
             Self::Adult { .. } => "adult",
             Self::Compas { .. } => "compas",
             Self::Generated { .. } => "generated",
@@ -112,6 +116,12 @@ enum Kind {
         validate: Vec<Cohort>,
         test: Vec<Cohort>,
     },
+    Populations {
+        populations: Vec<Population>,
+        train: Vec<Vec<usize>>,
+        validate: Vec<Vec<usize>>,
+        test: Vec<Vec<usize>>,
+    },
     Tabular {
         people: Box<People>,
         train: Vec<Vec<usize>>,
@@ -131,6 +141,7 @@ impl World {
     pub fn new(config: &WorldConfig, most: u64, seed: Seed) -> Result<Self> {
         match config {
             WorldConfig::Prs(genome) => Self::genomes(genome, most, seed),
+            WorldConfig::Plink(config) => Self::populations(config, seed),
             WorldConfig::Adult { path } => {
                 let columns = [
                     "age",
@@ -179,6 +190,34 @@ impl World {
         })
     }
 
+    fn populations(config: &PlinkConfig, seed: Seed) -> Result<Self> {
+        let populations = plink::populations(config, seed)?;
+        let total: usize = populations.iter().map(|p| p.people).sum();
+        let share = |p: &Population| match config.shares.get(&p.name) {
+            Some(share) => *share,
+            None if config.shares.is_empty() => p.people as f64 / total as f64,
+            None => f64::NAN,
+        };
+        let shares: Vec<f64> = populations.iter().map(share).collect();
+        let names: Vec<String> = populations.iter().map(|p| p.name.clone()).collect();
+        if !shares.iter().all(|s| *s > 0.) || (shares.iter().sum::<f64>() - 1.).abs() > 1e-6 {
+            let reason = format!("are not parts of 1 for each of {}", names.join(", "));
+            return Err(Error::config("shares", reason));
+        }
+        let order =
+            |(g, p): (usize, &Population)| seed.fork("order", g as u64).permutation(p.people);
+        let order: Vec<Vec<usize>> = populations.iter().enumerate().map(order).collect();
+        let held = config.held;
+        let part = |from: usize, to: usize| -> Vec<Vec<usize>> {
+            order.iter().map(|o| o[from..to.min(o.len())].to_vec()).collect()
+        };
+        let (validate, test, train) =
+            (part(0, held), part(held, 2 * held), part(2 * held, usize::MAX));
+        let available = train.iter().map(|t| t.len() as u64).collect();
+        let kind = Kind::Populations { populations, train, validate, test };
+        Ok(Self { names, shares, available, kind, seed })
+    }
+
     /// Groups of too few rows are left out: nothing reliable could be said of them.
     fn table(people: People, seed: Seed) -> Self {
         let order = seed.fork("order", 0).permutation(people.len());
@@ -211,6 +250,11 @@ impl World {
                 let weights = genome.score(&train[group], picked);
                 let held = if on_test { &test[group] } else { &validate[group] };
                 1. - genome.r_squared(&weights, held)
+            }
+            Kind::Populations { populations, train, validate, test } => {
+                let trained: Vec<usize> = picked.iter().map(|&i| train[group][i]).collect();
+                let held = if on_test { &test[group] } else { &validate[group] };
+                1. - populations[group].r_squared(&trained, held)
             }
             Kind::Tabular { people, train, validate, test } => {
                 let rows: Vec<usize> = picked.iter().map(|&i| train[group][i]).collect();

@@ -233,3 +233,61 @@ fn bad_input_is_refused_with_group_and_field() {
     let source = Source { name: "a".into(), cost: 1., weight: 1. };
     assert!(AdaptiveSampler::new(poor, vec![source]).unwrap_err().to_string().contains("warm-up"));
 }
+
+/// Three populations of 40 people and 30 variants in PLINK's format.
+fn plink_files(folder: &std::path::Path) -> PlinkConfig {
+    let mut rng = Seed::new(8).rng();
+    let (mut fam, mut bim, mut bed) = (String::new(), String::new(), vec![0x6c, 0x1b, 0x01]);
+    for i in 0..120 {
+        fam.push_str(&format!("P{} i{i} 0 0 0 -9\n", i % 3));
+    }
+    for v in 0..30 {
+        bim.push_str(&format!("1 v{v} 0 {v} T A\n"));
+        let codes: Vec<u8> = (0..120).map(|_| [0, 1, 2, 3][rng.below(4) as usize]).collect();
+        bed.extend(codes.chunks(4).map(|c| c[0] | c[1] << 2 | c[2] << 4 | c[3] << 6));
+    }
+    let path = folder.join("g");
+    for (ending, bytes) in [("fam", fam.as_bytes()), ("bim", bim.as_bytes()), ("bed", &bed[..])] {
+        std::fs::write(path.with_extension(ending), bytes).unwrap();
+    }
+    PlinkConfig {
+        path,
+        causal: 20,
+        effect_correlation: 0.9,
+        heritability: 0.9,
+        held: 10,
+        shares: [("P0", 0.5), ("P1", 0.3), ("P2", 0.2)].map(|(n, s)| (n.to_owned(), s)).into(),
+    }
+}
+
+#[test]
+fn genotypes_from_files_predict_and_are_checked() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = plink_files(folder.path());
+    let world = World::new(&WorldConfig::Plink(config.clone()), 100, Seed::new(1)).unwrap();
+    assert_eq!((&world.names[1], world.shares[1], world.available[1]), (&"P1".to_owned(), 0.3, 20));
+    let loss = |n: u64| (0..3).map(|g| world.test_loss(g, n)).sum::<f64>();
+    assert!(loss(20) < 3. && loss(20) > 0.);
+    let refused = |config: &PlinkConfig| populations(config, Seed::new(1)).unwrap_err().to_string();
+    assert!(refused(&PlinkConfig { causal: 31, ..config.clone() }).contains("1 to 30"));
+    assert!(refused(&PlinkConfig { held: 11, ..config.clone() }).contains("`P0` has 40 people"));
+    let missing = PlinkConfig { path: folder.path().join("h"), ..config.clone() };
+    assert!(refused(&missing).contains("h.fam: is not there"));
+    let shares = PlinkConfig { shares: [("P0".to_owned(), 1.)].into(), ..config.clone() };
+    let error = World::new(&WorldConfig::Plink(shares), 100, Seed::new(1)).unwrap_err();
+    assert!(error.to_string().contains("P0, P1, P2"), "{error}");
+    std::fs::write(config.path.with_extension("bed"), [0x6c, 0x1b, 0x01, 0]).unwrap();
+    assert!(refused(&config).contains("holds 4 bytes"));
+}
+
+#[test]
+fn scores_fit_the_people_they_were_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = plink_files(folder.path());
+    let population = &populations(&config, Seed::new(1)).unwrap()[0];
+    let (trained, held): (Vec<usize>, Vec<usize>) = ((0..25).collect(), (25..40).collect());
+    let r = population.r_squared(&trained, &held);
+    assert!((0. ..=1.).contains(&r));
+    let all: Vec<usize> = (0..40).collect();
+    assert!(population.r_squared(&all, &all) > 0.8);
+}

@@ -77,6 +77,7 @@ mod fairness;
 mod forest;
 mod learner;
 mod prequential;
+mod rows;
 mod state;
 mod stream;
 pub mod study;

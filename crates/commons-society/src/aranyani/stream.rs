@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::learner::{FairForest, ForestConfig};
 use super::prequential::{Prequential, Scores, decide};
+use super::rows::Rows;
 use crate::{Error, Result};
 
 /// Categories a column may have before further ones become one "unknown".
@@ -193,7 +194,7 @@ impl Pipeline {
         self.decisions.scores()
     }
 
-    /// Reads rows of CSV with a header, deciding and learning row by row. `path` stands in
+    /// Reads rows of CSV with a header, or JSON objects line by line, deciding and learning row by row. `path` stands in
     /// messages; `each` is called with every decision.
     ///
     /// # Errors
@@ -235,26 +236,13 @@ impl Pipeline {
         path: &Path,
         mut each: impl FnMut(&mut Self, (Vec<f64>, usize, usize)) -> Result<()>,
     ) -> Result<()> {
-        let mut reader =
-            csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(input);
-        let broken = |e: csv::Error| {
-            let line = e.position().map_or(0, csv::Position::line);
-            let remedy = "separate columns by commas and quote text that holds commas";
-            commons_core::Error::file(
-                path,
-                format!("line {line}"),
-                format!("is not CSV: {e}"),
-                remedy,
-            )
-        };
-        let header: Vec<String> =
-            reader.headers().map_err(broken)?.iter().map(str::to_owned).collect();
+        let mut rows = Rows::open(input, path)?;
+        let header = rows.header.clone();
         let roles = self.roles(&header, path)?;
         let mut record = csv::StringRecord::new();
         let mut row = 0;
-        while reader.read_record(&mut record).map_err(broken)? {
+        while let Some(line) = rows.next(&mut record, row + 1)? {
             row += 1;
-            let line = record.position().map_or(0, csv::Position::line);
             let place = Place { path, row, line };
             if record.len() != header.len() {
                 let problem = format!("has {} cells, the header {}", record.len(), header.len());

@@ -8,13 +8,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::exact::{self, Limits};
-use super::files::{Format, read_as};
 use super::simulate::mean_of;
 use super::smoothness::{Model, Smoothness, estimate};
-use super::{
-    Bias, Bounds, Latent, Order, Rankings, Ratios, Score, Simulation, greedy_scored, numbered,
-};
+use super::{Bias, Bounds, Latent, Rankings, Ratios, Score, Simulation, greedy_scored, numbered};
 use crate::{Error, Result};
+
+mod real;
 
 /// The evidence for bounds in subset selection.
 #[derive(Debug, Clone, Copy, Default)]
@@ -35,6 +34,8 @@ pub struct Settings {
     pub thetas: Vec<f64>,
     /// Numbers of rankings in the experiment on swap bias.
     pub swap_sizes: Vec<usize>,
+    /// Parts of the pairs that are swapped, rising; tried with the most of those rankings.
+    pub lambdas: Vec<f64>,
     /// Samples from which smoothness is estimated.
     pub iterations: usize,
     /// Random instances on which greedy and exact Chamberlin–Courant are compared, per repeat.
@@ -43,6 +44,8 @@ pub struct Settings {
     pub rankings: String,
     /// Voters drawn from them for one election.
     pub real_voters: usize,
+    /// The published file `adult.data`; empty for none.
+    pub adult: String,
 }
 
 impl Default for Settings {
@@ -53,10 +56,12 @@ impl Default for Settings {
             sizes: vec![10, 250],
             thetas: vec![0.5, 0.2],
             swap_sizes: vec![10],
+            lambdas: vec![0., 0.5, 1.],
             iterations: 300,
             instances: 20,
             rankings: String::new(),
             real_voters: 100,
+            adult: String::new(),
         }
     }
 }
@@ -163,6 +168,23 @@ impl Experiment for Evidence {
             Bound::AtLeast(0.),
         )
         .against("real_borda_unconstrained", Compare::Difference),
+        Claim::new(
+            "adult-women",
+            "on people of Adult ranked by noisy features, the proportional bound puts more women \
+             on Borda's shortlist",
+            Figure::text("none: our check"),
+            "adult_borda_women_proportional",
+            Bound::AtLeast(0.),
+        )
+        .against("adult_borda_women_unconstrained", Compare::Difference),
+        Claim::new(
+            "adult-quality",
+            "and costs at most 0.05 of its latent score (income over 50 K)",
+            DIRECTION,
+            "adult_borda_proportional",
+            Bound::AtLeast(-0.05),
+        )
+        .against("adult_borda_unconstrained", Compare::Difference),
     ];
 
     const RECIPES: &'static [Recipe] =
@@ -190,6 +212,7 @@ impl Settings {
             s if s.sizes.is_empty() => too_few("sizes (its length)", 1),
             s if s.thetas.is_empty() => too_few("thetas (its length)", 1),
             s if s.swap_sizes.is_empty() => too_few("swap_sizes (its length)", 1),
+            s if s.lambdas.is_empty() => too_few("lambdas (its length)", 1),
             s if s.iterations < 2 => too_few("iterations", 2),
             s if s.instances == 0 => too_few("instances", 1),
             s if s.real_voters == 0 => too_few("real_voters", 1),
@@ -203,7 +226,11 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     // Before the long work: a missing file should not cost it.
     let real = match settings.rankings.as_str() {
         "" => None,
-        path => Some(read_as(path, Format::PrefLib)?),
+        path => Some(real::sushi(path)?),
+    };
+    let adult = match settings.adult.as_str() {
+        "" => None,
+        path => Some(real::Adult::read(path)?),
     };
     let mut board = Board::default();
     let mut smooth = Vec::new();
@@ -215,13 +242,22 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
         smoothness(settings, seed.fork("smoothness", 0), run, &mut smooth)?;
         greedy_against_exact(settings, seed.fork("greedy", 0), run)?;
         if let Some(rankings) = &real {
-            real_rankings(settings, rankings, seed.fork("real", 0), run, &mut board)?;
+            real::rankings(settings, rankings, seed.fork("real", 0), run, &mut board)?;
+        }
+        if let Some(adult) = &adult {
+            adult.measure(settings, seed.fork("adult", 0), run, &mut board)?;
+        }
+    }
+    if adult.is_none() {
+        for claim in ["adult-women", "adult-quality"] {
+            run.not_comparable(claim, "this recipe has no file of people")?;
         }
     }
     if real.is_none() {
         run.not_comparable("real-rankings", "this recipe has no file of real rankings")?;
     }
     board.report(run);
+    board.report_strengths(run);
     report_smoothness(&smooth, run);
     Ok(())
 }
@@ -233,9 +269,47 @@ type Cell = (String, String, usize);
 #[derive(Default)]
 struct Board {
     cells: Vec<(Cell, Vec<Ratios>)>,
+    /// By strength of swap bias: λ, function.
+    strengths: Vec<((f64, String), Vec<Ratios>)>,
 }
 
 impl Board {
+    fn strength(&mut self, lambda: f64, score: &Score, ratios: Ratios) {
+        let key = (lambda, score.to_string());
+        match self.strengths.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, list)) => list.push(ratios),
+            None => self.strengths.push((key, vec![ratios])),
+        }
+    }
+
+    /// Ratios against the strength of swap bias.
+    fn report_strengths(&self, run: &mut Run) {
+        let mut table = Table::new("Latent score against the strength of swap bias").columns([
+            "λ",
+            "function",
+            "unconstrained",
+            "proportional",
+            "best l (oracle)",
+        ]);
+        let mut plot = Plot::new("Latent score against the strength of swap bias")
+            .x("λ, part of the pairs that is swapped")
+            .y("part of the best");
+        for function in FUNCTIONS.map(|f| f.to_string()) {
+            let of = self.strengths.iter().filter(|((_, f), _)| *f == function);
+            let at: Vec<(f64, Ratios)> =
+                of.map(|((lambda, _), list)| (*lambda, mean_of(list))).collect();
+            for (lambda, r) in &at {
+                let function = function.clone();
+                table.push(cells![*lambda, function, r.unconstrained, r.proportional, r.best_l]);
+            }
+            plot = plot
+                .line(format!("{function}, bound"), at.iter().map(|(l, r)| (*l, r.proportional)))
+                .line(format!("{function}, none"), at.iter().map(|(l, r)| (*l, r.unconstrained)));
+        }
+        run.plot(plot);
+        run.table(table);
+    }
+
     fn add(&mut self, experiment: &str, score: &Score, n: usize, ratios: Ratios) {
         let cell = (experiment.to_owned(), score.to_string(), n);
         match self.cells.iter_mut().find(|(c, _)| *c == cell) {
@@ -253,6 +327,7 @@ impl Board {
             "proportional",
             "best l (oracle)",
             "random within",
+            "Kemeny",
             "Copeland",
             "median rank",
             "reciprocal rank",
@@ -267,6 +342,7 @@ impl Board {
                 r.proportional,
                 r.best_l,
                 r.random,
+                r.kemeny,
                 r.copeland,
                 r.median_rank,
                 r.reciprocal_rank
@@ -334,26 +410,31 @@ fn utility_bias(settings: &Settings, seed: Seed, run: &mut Run, board: &mut Boar
     Ok(())
 }
 
-/// Experiment 2: Plackett–Luce rankings, nearly all pairs swapped; 6 of 30 are chosen.
+/// Experiment 2: Plackett–Luce rankings with swapped pairs; 6 of 30 are chosen.
 fn swap_bias(settings: &Settings, seed: Seed, run: &mut Run, board: &mut Board) -> Result<()> {
-    for &n in &settings.swap_sizes {
-        for score in &FUNCTIONS {
+    let simulation = |n: usize, lambda: f64| Simulation {
+        latent: Latent::PlackettLuce,
+        bias: Bias::Swap { phi: 0.5, lambda },
+        m: 30,
+        k: 6,
+        minority: 15,
+        n,
+        repetitions: settings.elections,
+    };
+    for score in &FUNCTIONS {
+        for &n in &settings.swap_sizes {
             run.check_stop()?;
-            let simulation = Simulation {
-                latent: Latent::PlackettLuce,
-                bias: Bias::Swap { phi: 0.5, lambda: 0.9 },
-                m: 30,
-                k: 6,
-                minority: 15,
-                n,
-                repetitions: settings.elections,
-            };
-            let ratios = simulation.run(score, seed)?;
+            let ratios = simulation(n, 0.9).run(score, seed)?;
             board.add("swaps, λ 0.9", score, n, ratios);
             if n == settings.swap_sizes[0] {
                 run.measure(&format!("swap_{score}_best_few"), ratios.best_l);
                 run.measure(&format!("swap_{score}_proportional_few"), ratios.proportional);
             }
+        }
+        for &lambda in &settings.lambdas {
+            run.check_stop()?;
+            let n = settings.swap_sizes[settings.swap_sizes.len() - 1];
+            board.strength(lambda, score, simulation(n, lambda).run(score, seed)?);
         }
     }
     Ok(())
@@ -445,70 +526,4 @@ fn greedy_against_exact(settings: &Settings, seed: Seed, run: &mut Run) -> Resul
     run.measure("greedy_ratio_cc", least);
     run.measure("greedy_mean_ratio_cc", sum / settings.instances as f64);
     Ok(())
-}
-
-/// Experiment 3: voters drawn from a file, half of its items swapped down; 4 of 10 are chosen.
-fn real_rankings(
-    settings: &Settings,
-    file: &Rankings,
-    seed: Seed,
-    run: &mut Run,
-    board: &mut Board,
-) -> Result<()> {
-    let m = file.items();
-    let simulation = Simulation {
-        latent: Latent::Ic,
-        bias: Bias::Swap { phi: 0.5, lambda: 0.9 },
-        m,
-        k: (2 * m / 5).max(1),
-        minority: (m / 2).max(1),
-        n: settings.real_voters,
-        repetitions: settings.elections,
-    };
-    simulation.check()?;
-    for score in &FUNCTIONS {
-        let mut all = Vec::new();
-        for e in 0..settings.elections {
-            let seed = seed.fork("election", e as u64);
-            let minority = seed.fork("group", 0).rng().sample(m, simulation.minority);
-            let (latent, biased) = draw_voters(file, &simulation, &minority, seed)?;
-            all.push(simulation.judge(
-                score,
-                &latent,
-                &biased,
-                &minority,
-                seed.fork("random", 0),
-            )?);
-        }
-        let ratios = mean_of(&all);
-        board.add("real rankings, swaps, λ 0.9", score, settings.real_voters, ratios);
-        run.measure(&format!("real_{score}_proportional"), ratios.proportional);
-        run.measure(&format!("real_{score}_unconstrained"), ratios.unconstrained);
-        run.measure(&format!("real_{score}_best"), ratios.best_l);
-    }
-    Ok(())
-}
-
-fn draw_voters(
-    file: &Rankings,
-    simulation: &Simulation,
-    minority: &[usize],
-    seed: Seed,
-) -> Result<(Rankings, Rankings)> {
-    let m = file.items();
-    let mut group = vec![false; m];
-    minority.iter().for_each(|&c| group[c] = true);
-    let mut rng = seed.fork("voters", 0).rng();
-    let orders: Vec<Order> =
-        (0..simulation.n).map(|_| file.order(rng.weighted(file.weights()))).collect();
-    let biased = orders.iter().enumerate().map(|(v, order)| {
-        let mut utility = vec![0.; m];
-        order.iter().enumerate().for_each(|(p, &c)| utility[c] = (m - p) as f64);
-        simulation.bias.apply(&utility, &group, seed.fork("bias", v as u64))
-    });
-    let biased = biased.collect::<Result<Vec<_>>>()?;
-    Ok((
-        Rankings::from_orders(file.names().to_vec(), &orders)?,
-        Rankings::from_orders(file.names().to_vec(), &biased)?,
-    ))
 }

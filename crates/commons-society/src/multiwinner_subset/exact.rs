@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::score::State;
-use super::select::{Selection, Solver, Ties, greedy_scored};
+use super::select::{Selection, Solver, Ties, greedy_scored, same, top};
 use super::{Bounds, ScoreFn, Scored};
 use crate::{Error, Result};
 
@@ -59,6 +59,41 @@ pub fn solve(scored: &Scored, k: usize, bounds: &Bounds, limits: Limits<'_>) -> 
     let state = State::new(scored);
     search.visit(&mut Vec::new(), &state, 0., free, &prices)?;
     Ok(search.finish(root))
+}
+
+/// As [`solve`] for a score that is the sum of `values` over the items, without bounds: the items
+/// above the cut-off, with every choice among those on it.
+///
+/// # Errors
+/// When `k` cannot be met.
+pub fn sorted(values: &[f64], k: usize, limits: Limits<'_>) -> Result<Selection> {
+    let chosen = top(values, k, &Bounds::none(values.len()))?;
+    let cut = chosen.order.last().map_or(0., |&c| values[c]);
+    let tied: Vec<usize> = (0..values.len()).filter(|&c| same(values[c], cut)).collect();
+    let above: Vec<usize> =
+        chosen.subset.iter().copied().filter(|&c| !same(values[c], cut)).collect();
+    let mut committees = Vec::new();
+    let complete = combinations(&tied, k - above.len(), limits.ties, |some| {
+        let mut subset = [&above[..], some].concat();
+        subset.sort_unstable();
+        committees.push(subset);
+    });
+    committees.sort();
+    let ties = Ties { steps: Vec::new(), committees, complete };
+    Ok(Selection { solver: Solver::Exact, ties, ..chosen })
+}
+
+/// Calls `each` with the ways to choose `r` of `items`, in lexicographic order and at most `most`
+/// times; whether those were all.
+fn combinations(items: &[usize], r: usize, most: usize, mut each: impl FnMut(&[usize])) -> bool {
+    let mut at: Vec<usize> = (0..r).collect();
+    for _ in 0..most.max(1) {
+        each(&at.iter().map(|&i| items[i]).collect::<Vec<_>>());
+        let Some(turn) = (0..r).rev().find(|&i| at[i] < items.len() - r + i) else { return true };
+        at[turn] += 1;
+        (turn + 1..r).for_each(|i| at[i] = at[i - 1] + 1);
+    }
+    false
 }
 
 /// Exchanges one item for another while that helps.
@@ -270,19 +305,7 @@ impl<'a> Search<'a> {
     fn finish(mut self, root: f64) -> Selection {
         self.committees.sort();
         let subset = self.committees.first().cloned().unwrap_or_default();
-        let (order, _) = (0..subset.len()).fold(
-            (Vec::new(), State::new(self.scored)),
-            |(mut order, mut state), _| {
-                let rest = subset.iter().copied().filter(|c| !order.contains(c));
-                let gain = |c: usize| state.marginal(self.scored, c);
-                let next = rest.max_by(|&a, &b| gain(a).total_cmp(&gain(b)).then(b.cmp(&a)));
-                if let Some(c) = next {
-                    state.add(self.scored, c);
-                    order.push(c);
-                }
-                (order, state)
-            },
-        );
+        let order = self.scored.order(&subset);
         let optimal = !self.exhausted;
         Selection {
             order,

@@ -1,6 +1,6 @@
 //! Files of rankings and of groups.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use commons_core::{Error as CoreError, fs};
@@ -70,11 +70,37 @@ pub fn read(path: impl AsRef<Path>) -> Result<Rankings> {
 pub fn read_as(path: impl AsRef<Path>, format: Format) -> Result<Rankings> {
     let path = path.as_ref();
     let text = fs::read_text(path, LIMIT)?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     match format {
-        Format::Csv => csv(path, &text),
-        Format::PrefLib => preflib(path, &text),
-        Format::Jsonl => jsonl(path, &text),
-        Format::AbcYaml => Ok(abc_yaml(path, &text)?.rankings),
+        Format::Csv => csv(path, text),
+        Format::PrefLib => preflib(path, text),
+        Format::Jsonl => jsonl(path, text),
+        Format::AbcYaml => Ok(abc_yaml(path, text)?.rankings),
+    }
+}
+
+/// Numbers names in the order they are first met.
+#[derive(Default)]
+struct Names<'a> {
+    index: HashMap<&'a str, usize>,
+    list: Vec<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    /// Number of each of `names`. Most files hold the rows of one voter together, so the last name
+    /// is looked at first.
+    fn number(&mut self, names: &[&'a str]) -> Vec<usize> {
+        let mut last = usize::MAX;
+        let one = |name: &&'a str| {
+            if self.list.get(last) != Some(name) {
+                last = *self.index.entry(name).or_insert_with(|| {
+                    self.list.push(name);
+                    self.list.len() - 1
+                });
+            }
+            last
+        };
+        names.iter().map(one).collect()
     }
 }
 
@@ -82,51 +108,40 @@ fn csv(path: &Path, text: &str) -> Result<Rankings> {
     let table = CsvTable::parse(path, text)?;
     let (voters, items) = (table.texts("voter")?, table.texts("item")?);
     let ranks = table.numbers("rank")?;
-    let index = |names: &[&str]| {
-        let mut seen = HashMap::new();
-        let mut list = Vec::new();
-        for &name in names {
-            if !seen.contains_key(name) {
-                seen.insert(name.to_owned(), list.len());
-                list.push(name.to_owned());
-            }
-        }
-        (seen, list)
-    };
-    let ((voter_of, voter_names), (item_of, item_names)) = (index(&voters), index(&items));
-    let (n, m) = (voter_names.len(), item_names.len());
-    every_voter_has_rows(&table, &voters, &items, &item_names)?;
+    let (mut voter_names, mut item_names) = (Names::default(), Names::default());
+    let (voter_of, item_of) = (voter_names.number(&voters), item_names.number(&items));
+    let (n, m) = (voter_names.list.len(), item_names.list.len());
+    every_voter_has_rows(&table, &voter_names.list, &item_names.list, &voter_of, &item_of)?;
     // Row that ranks item c for voter v, and the row that gives voter v the rank r.
     let mut at_rank = vec![usize::MAX; n * m];
     let mut of_item = vec![usize::MAX; n * m];
     for row in 0..table.len() {
-        let (v, c) = (voter_of[voters[row]], item_of[items[row]]);
+        let (v, c) = (voter_of[row], item_of[row]);
+        let clash = |old: usize, column: &str, what: &str| {
+            let problem =
+                format!("voter `{}` has {what} already in {}", voters[row], table.place(old));
+            table.error(row, column, problem, "give every item one rank, and every rank once")
+        };
+        let item_slot = v * m + c;
+        if of_item[item_slot] != usize::MAX {
+            return Err(clash(of_item[item_slot], "item", &format!("item `{}`", items[row])));
+        }
         let rank = ranks[row];
         if !(rank.fract() == 0. && rank >= 1. && rank <= m as f64) {
             let problem = format!("{rank} is no rank of {m} items");
             let remedy = format!("ranks are 1 (best) to {m}, the number of different items");
             return Err(table.error(row, "rank", problem, remedy));
         }
-        let clash = |old: usize, column: &str, what: &str| {
-            let problem =
-                format!("voter `{}` has {what} already in {}", voters[row], table.place(old));
-            table.error(row, column, problem, "give every item one rank, and every rank once")
-        };
-        let (rank_slot, item_slot) = (v * m + rank as usize - 1, v * m + c);
-        if of_item[item_slot] != usize::MAX {
-            return Err(clash(of_item[item_slot], "item", &format!("item `{}`", items[row])));
-        }
+        let rank_slot = v * m + rank as usize - 1;
         if at_rank[rank_slot] != usize::MAX {
             return Err(clash(at_rank[rank_slot], "rank", &format!("rank {rank}")));
         }
         (of_item[item_slot], at_rank[rank_slot]) = (row, row);
     }
-    let mut orders = Vec::with_capacity(n);
-    for v in 0..n {
-        let rows = &at_rank[v * m..(v + 1) * m];
-        orders.push(rows.iter().map(|&r| item_of[items[r]]).collect());
-    }
-    Rankings::from_orders(item_names, &orders)
+    let order = |rows: &[usize]| rows.iter().map(|&r| item_of[r]).collect();
+    let orders: Vec<Vec<usize>> = at_rank.chunks(m).map(order).collect();
+    let names = item_names.list.iter().map(|&n| n.to_owned()).collect();
+    Rankings::from_orders(names, &orders)
 }
 
 /// Refuses a voter with fewer rows than items, before anything of the size `n · m` is made.
@@ -134,25 +149,40 @@ fn every_voter_has_rows(
     table: &CsvTable,
     voters: &[&str],
     items: &[&str],
-    names: &[String],
+    voter_of: &[usize],
+    item_of: &[usize],
 ) -> Result<()> {
-    let mut rows: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (row, voter) in voters.iter().enumerate() {
-        rows.entry(voter).or_default().push(row);
+    let mut counts = vec![0_usize; voters.len()];
+    voter_of.iter().for_each(|&v| counts[v] += 1);
+    let Some(short) = counts.iter().position(|&c| c < items.len()) else { return Ok(()) };
+    let mut ranked = vec![false; items.len()];
+    let mut last = 0;
+    for row in (0..table.len()).filter(|&r| voter_of[r] == short) {
+        (ranked[item_of[row]], last) = (true, row);
     }
-    let Some((voter, rows)) = rows.into_iter().find(|(_, r)| r.len() < names.len()) else {
-        return Ok(());
-    };
-    let ranked: BTreeSet<&str> = rows.iter().map(|&r| items[r]).collect();
-    let missing = names.iter().find(|n| !ranked.contains(n.as_str()));
-    let problem =
-        format!("voter `{voter}` does not rank item `{}`", missing.map_or("", String::as_str));
+    let missing = ranked.iter().position(|r| !r).map_or("", |c| items[c]);
+    let problem = format!("voter `{}` does not rank item `{missing}`", voters[short]);
     let remedy = "rank every item; incomplete rankings are read from .soi or .jsonl";
-    Err(table.error(rows.last().copied().unwrap_or(0), "item", problem, remedy))
+    Err(table.error(last, "item", problem, remedy))
 }
 
-/// A line of PrefLib data: how many voters, and the blocks.
-type Counted = (f64, Vec<Vec<usize>>);
+/// A line of PrefLib data: how many voters, the items, and where the blocks of tied ones end;
+/// without ties the ends are left out.
+struct Counted {
+    weight: f64,
+    items: Vec<usize>,
+    ends: Option<Vec<usize>>,
+}
+
+impl Counted {
+    fn blocks(self) -> Vec<Vec<usize>> {
+        let Some(ends) = self.ends else {
+            return self.items.into_iter().map(|c| vec![c]).collect();
+        };
+        let starts = [0].into_iter().chain(ends.iter().copied());
+        starts.zip(&ends).map(|(from, &to)| self.items[from..to].to_vec()).collect()
+    }
+}
 
 /// What the next line of a PrefLib file is.
 #[derive(Clone, Copy)]
@@ -204,17 +234,24 @@ fn preflib(path: &Path, text: &str) -> Result<Rankings> {
             }
         };
     }
-    let largest = data.iter().flat_map(|(_, (_, b))| b.iter().flatten()).max().copied();
+    let largest = data.iter().flat_map(|(_, d)| &d.items).max().copied();
     let m = declared.unwrap_or_else(|| largest.unwrap_or(0));
     few_enough(path, m)?;
-    let mut ballots = Vec::with_capacity(data.len());
-    for (line, (weight, blocks)) in data {
-        ballots.push(Ballot { weight, blocks: zero_based(path, line, m, blocks)? });
-    }
-    let items = (1..=m).map(|c| names.remove(&c).unwrap_or_else(|| c.to_string())).collect();
-    if ballots.is_empty() {
+    if data.is_empty() {
         return Err(whole(path, "", "holds no orders", "lines such as `12: 3,1,{2,4}`"));
     }
+    let mut seen = vec![0; m];
+    for (line, counted) in &mut data {
+        zero_based(path, *line, &mut seen, &mut counted.items)?;
+    }
+    let items = (1..=m).map(|c| names.remove(&c).unwrap_or_else(|| c.to_string())).collect();
+    if data.iter().all(|(_, d)| d.ends.is_none() && d.items.len() == m) {
+        let (orders, weights): (Vec<_>, Vec<_>) =
+            data.into_iter().map(|(_, d)| (d.items, d.weight)).unzip();
+        return Rankings::from_orders(items, &orders)?.weighted(weights);
+    }
+    let ballots: Vec<Ballot> =
+        data.into_iter().map(|(_, d)| Ballot { weight: d.weight, blocks: d.blocks() }).collect();
     Rankings::from_ballots(items, &ballots)
 }
 
@@ -226,26 +263,24 @@ fn few_enough(path: &Path, m: usize) -> Result<()> {
     Err(whole(path, "", problem, "fewer items, numbered from 1"))
 }
 
-/// Checks the items of one line and counts them from 0.
-fn zero_based(
-    path: &Path,
-    line: usize,
-    m: usize,
-    blocks: Vec<Vec<usize>>,
-) -> Result<Vec<Vec<usize>>> {
-    let mut seen = vec![false; m];
-    for &c in blocks.iter().flatten() {
-        let place = format!("line {line}, item {c}");
+/// Checks the items of one line and counts them from 0. `seen` holds the line each was last on.
+fn zero_based(path: &Path, line: usize, seen: &mut [usize], items: &mut [usize]) -> Result<()> {
+    let m = seen.len();
+    for c in items {
+        let place = || format!("line {line}, item {c}");
         match c.checked_sub(1).and_then(|c| seen.get_mut(c)) {
             None => {
                 let problem = format!("there are items 1 to {m} only");
-                return Err(whole(path, place, problem, "an item by its number from 1"));
+                return Err(whole(path, place(), problem, "an item by its number from 1"));
             }
-            Some(true) => return Err(whole(path, place, "stands twice", "every item once")),
-            Some(slot) => *slot = true,
+            Some(at) if *at == line => {
+                return Err(whole(path, place(), "stands twice", "every item once"));
+            }
+            Some(at) => *at = line,
         }
+        *c -= 1;
     }
-    Ok(blocks.into_iter().map(|b| b.into_iter().map(|c| c - 1).collect()).collect())
+    Ok(())
 }
 
 fn count(path: &Path, line: usize, text: &str) -> Result<usize> {
@@ -262,8 +297,13 @@ fn order(path: &Path, line: usize, text: &str) -> Result<Counted> {
     if weight == 0. {
         return Err(whole(path, format!("line {line}"), "is cast by 0 voters", "1 or more"));
     }
-    let mut blocks: Vec<Vec<usize>> = Vec::new();
-    let mut open: Option<Vec<usize>> = None;
+    if !rest.contains(['{', '}']) {
+        let words = rest.split(',').filter(|w| !w.trim().is_empty());
+        let items = words.map(|w| count(path, line, w)).collect::<Result<_>>()?;
+        return Ok(Counted { weight, items, ends: None });
+    }
+    let (mut items, mut ends): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
+    let mut open = false;
     let brace = |found: &str| {
         let problem = format!("has a {found} out of place");
         whole(path, format!("line {line}"), problem, "ties as {2,4}")
@@ -271,84 +311,92 @@ fn order(path: &Path, line: usize, text: &str) -> Result<Counted> {
     for part in rest.split(',') {
         let mut part = part.trim();
         if let Some(inner) = part.strip_prefix('{') {
-            if open.is_some() {
+            if open {
                 return Err(brace("`{`"));
             }
-            open = Some(Vec::new());
-            part = inner;
+            (open, part) = (true, inner);
         }
         let (word, closes) = part.strip_suffix('}').map_or((part, false), |p| (p, true));
-        if !word.trim().is_empty() {
-            let item = count(path, line, word)?;
-            match &mut open {
-                Some(block) => block.push(item),
-                None => blocks.push(vec![item]),
-            }
+        if closes && !open {
+            return Err(brace("`}`"));
         }
-        if closes {
-            let block = open.take().ok_or_else(|| brace("`}`"))?;
-            if !block.is_empty() {
-                blocks.push(block);
-            }
+        if !word.trim().is_empty() {
+            items.push(count(path, line, word)?);
+        }
+        open &= !closes;
+        if !open && ends.last().copied().unwrap_or(0) < items.len() {
+            ends.push(items.len());
         }
     }
-    if open.is_some() {
+    if open {
         return Err(brace("`{`"));
     }
-    Ok((weight, blocks))
+    Ok(Counted { weight, items, ends: Some(ends) })
 }
 
-/// A line of JSON: an array of items, or an object.
+/// A line of JSON that is no array.
 #[derive(Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Array(Vec<Name>),
-    Ranking {
-        ranking: Vec<Name>,
-        #[serde(default = "one")]
-        weight: f64,
-    },
-    Approval {
-        approve: Vec<Name>,
-        #[serde(default = "one")]
-        weight: f64,
-    },
+struct Line {
+    ranking: Option<Vec<Name>>,
+    approve: Option<Vec<Name>>,
+    #[serde(default = "one")]
+    weight: f64,
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Name {
-    Text(String),
-    Number(u64),
+/// An item: a text or a whole number.
+struct Name(String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an item: a text or a whole number")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Name, E> {
+                Ok(Name(text.to_owned()))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Name, E> {
+                Ok(Name(number.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 fn one() -> f64 {
     1.
 }
 
-impl Name {
-    fn text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Number(number) => number.to_string(),
-        }
+/// A line of JSON: items, weight, whether they are approved rather than ranked.
+fn ballot_line(text: &str) -> Result<(Vec<Name>, f64, bool), String> {
+    let wrong = |e: serde_json::Error| format!("is no ranking: {e}");
+    if text.trim_start().starts_with('[') {
+        return Ok((serde_json::from_str(text).map_err(wrong)?, 1., false));
+    }
+    let line: Line = serde_json::from_str(text).map_err(wrong)?;
+    match (line.ranking, line.approve) {
+        (Some(list), None) => Ok((list, line.weight, false)),
+        (None, Some(list)) => Ok((list, line.weight, true)),
+        _ => Err("has not one of the keys `ranking` and `approve`".into()),
     }
 }
 
 fn jsonl(path: &Path, text: &str) -> Result<Rankings> {
     const SHAPE: &str = r#"["b","a"] or {"ranking":["b","a"],"weight":2} or {"approve":["a"]}"#;
     let mut index: HashMap<String, usize> = HashMap::new();
-    let (mut names, mut ballots) = (Vec::new(), Vec::new());
+    let (mut names, mut ballots): (Vec<String>, Vec<(f64, Vec<usize>)>) = (Vec::new(), Vec::new());
+    // The line each item was last on.
+    let mut seen: Vec<usize> = Vec::new();
     let mut approvals = None;
     for (i, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let place = |what: &str| format!("line {}{what}", i + 1);
-        let parsed: Line = serde_json::from_str(line)
-            .map_err(|e| whole(path, place(""), format!("is no ranking: {e}"), SHAPE))?;
-        let (list, weight, approval) = match parsed {
-            Line::Array(list) => (list, 1., false),
-            Line::Ranking { ranking, weight } => (ranking, weight, false),
-            Line::Approval { approve, weight } => (approve, weight, true),
-        };
+        let (list, weight, approval) =
+            ballot_line(line).map_err(|problem| whole(path, place(""), problem, SHAPE))?;
         if *approvals.get_or_insert(approval) != approval {
             let problem = "mixes rankings and approvals";
             return Err(whole(path, place(""), problem, "one kind of ballot in a file"));
@@ -357,21 +405,18 @@ fn jsonl(path: &Path, text: &str) -> Result<Rankings> {
             let problem = format!("{weight} is not above 0");
             return Err(whole(path, place(", field `weight`"), problem, "a number above 0"));
         }
-        let mut ballot: Vec<usize> = Vec::new();
-        for name in list.into_iter().map(Name::text) {
-            let next = names.len();
-            let c = *index.entry(name.clone()).or_insert(next);
-            if c == next {
-                names.push(name.clone());
+        let mut ballot: Vec<usize> = Vec::with_capacity(list.len());
+        for Name(name) in list {
+            let c = index.get(&name).copied().unwrap_or(names.len());
+            if c == names.len() {
+                index.insert(name.clone(), c);
+                names.push(name);
+                seen.push(0);
+            } else if seen[c] == i + 1 {
+                let place = place(&format!(", item `{name}`"));
+                return Err(whole(path, place, "stands twice", "every item once"));
             }
-            if ballot.contains(&c) {
-                return Err(whole(
-                    path,
-                    place(&format!(", item `{name}`")),
-                    "stands twice",
-                    "every item once",
-                ));
-            }
+            seen[c] = i + 1;
             ballot.push(c);
         }
         ballots.push((weight, ballot));
@@ -383,6 +428,10 @@ fn jsonl(path: &Path, text: &str) -> Result<Rankings> {
     let (names, ballots) = by_number(names, ballots);
     if approvals == Some(true) {
         return Rankings::from_approvals(names, &ballots);
+    }
+    if ballots.iter().all(|(_, b)| b.len() == names.len()) {
+        let (weights, orders): (Vec<f64>, Vec<Vec<usize>>) = ballots.into_iter().unzip();
+        return Rankings::from_orders(names, &orders)?.weighted(weights);
     }
     let blocks = |b: Vec<usize>| b.into_iter().map(|c| vec![c]).collect();
     let ballots: Vec<Ballot> =

@@ -16,8 +16,8 @@
 //!    places, Bloc the first `k`; ℓ1 Chamberlin–Courant takes `max_{c ∈ S} (m − 1 − pos_v(c))`;
 //!    OWA weights the sorted values. All are monotone and submodular; sums are modular.
 //! 2. *Bounds* ([`Bounds`]): `L_ℓ ≤ |S ∩ G_ℓ| ≤ U_ℓ`; the family `S_l` has `|S ∩ G_2| = l`.
-//! 3. *Solvers* ([`select`]): sorting for modular `F`; greedy; branch and bound with a Lagrangian
-//!    bound ([`exact`]).
+//! 3. *Solvers* ([`select`]): sorting for modular `F`; greedy, plain and continuous; branch and
+//!    bound with a Lagrangian bound ([`exact`]); a mixed-integer programme.
 //! 4. *Bias* ([`Bias`]): utilities of the group times `θ`, or swaps: `⌊λ·pairs⌋` times a pair
 //!    `(i ∈ G_1 below j ∈ G_2)` changes places, with probability `∝ φ^{pos(i) − pos(j)}`.
 //! 5. *Judgement* ([`simulate`]): choose from biased rankings, divide the latent score by the best
@@ -60,8 +60,12 @@
 //! * Pair weights are refreshed after every swap; the official loop only zeroes some.
 //! * Tied and unranked items share the places of their block, each worth its mean.
 //! * Approval ballots and their rules (AV, approval CC, PAV), to stand beside `abcvoting`.
-//! * Exact solutions come from a branch and bound of our own, which lists all optimal subsets; no
-//!   integer-programming library is linked. It is checked against enumeration and `abcvoting`.
+//! * Exact solutions come from a branch and bound of our own, which lists all optimal subsets. A
+//!   mixed-integer programme ([`milp`], solved by microlp) confirms it and can be chosen; checked
+//!   against enumeration and `abcvoting` as well.
+//! * Continuous greedy is offered where only the best item of a ballot counts: there the multilinear
+//!   extension has a closed form. For other scores and overlapping groups there is the greedy.
+//! * Kemeny's consensus, a baseline, is exact up to 14 items and a local optimum beyond.
 //! * Ties go to the lowest index and are always reported.
 //! * "Best `l`" looks at the latent scores. It is reported as an oracle, beside the proportional
 //!   bound that a user can choose.
@@ -79,10 +83,13 @@
 //! ```
 
 mod bounds;
+mod continuous;
 mod evidence;
 pub mod exact;
 pub mod files;
+pub mod kemeny;
 mod latent;
+pub mod milp;
 mod rankings;
 mod report;
 mod score;

@@ -60,6 +60,19 @@ impl Rankings {
         rankings.nonempty()
     }
 
+    /// The same ballots, cast by as many voters as `weights` says.
+    ///
+    /// # Errors
+    /// When there is not one weight above 0 for each ballot.
+    pub fn weighted(mut self, weights: Vec<f64>) -> Result<Self> {
+        let fine = |w: &f64| *w > 0. && w.is_finite();
+        if weights.len() != self.weights.len() || !weights.iter().all(fine) {
+            return Err(Error::config("weights", "are not one number above 0 for each ballot"));
+        }
+        self.weights = weights;
+        Ok(self)
+    }
+
     /// Rankings with ties, possibly incomplete.
     ///
     /// # Errors

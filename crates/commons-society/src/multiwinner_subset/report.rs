@@ -4,6 +4,7 @@ use commons_core::stats::special::normal_quantile;
 use serde::Serialize;
 
 use super::exact::Limits;
+use super::score::State;
 use super::select::{Selection, greedy_scored, select_within, top};
 use super::{Bounds, Rankings, Score, Solver};
 use crate::Result;
@@ -117,15 +118,22 @@ fn closest(
     let mut exchanges = 0_usize;
     let mut least: Option<(f64, usize, usize)> = None;
     for &i in subset {
+        // What is left of the subset without i, to which each j is added in turn.
+        let rest = scored.as_ref().map(|scored| {
+            let mut state = State::new(scored);
+            let kept = subset.iter().filter(|&&c| c != i);
+            let sum: f64 = kept.map(|&c| state.add(scored, c)).sum();
+            (scored, state, sum)
+        });
         for j in (0..rankings.items()).filter(|j| subset.binary_search(j).is_err()) {
             let swapped: Vec<usize> = subset.iter().map(|&c| if c == i { j } else { c }).collect();
             if !bounds.admits(&swapped) {
                 continue;
             }
             exchanges += 1;
-            let loss = match &scored {
+            let loss = match &rest {
                 None => singles[i] - singles[j],
-                Some(scored) => selection.score - scored.of(&swapped),
+                Some((scored, state, sum)) => selection.score - sum - state.marginal(scored, j),
             };
             if least.is_none_or(|(l, _, _)| loss.abs() < l) {
                 least = Some((loss.abs(), i, j));

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -171,6 +172,15 @@ impl Score {
             }
             return Ok(totals);
         }
+        if self.values == Values::Approval {
+            for (v, &w) in rankings.weights().iter().enumerate() {
+                let (worth, approved) = (first * w, rankings.approved(v).unwrap_or(0));
+                for (t, &p) in totals.iter_mut().zip(rankings.places(v)) {
+                    *t += if p < approved { worth } else { 0. };
+                }
+            }
+            return Ok(totals);
+        }
         let mut row = vec![0.; m];
         for (v, &w) in rankings.weights().iter().enumerate() {
             self.fill(rankings, v, &sums, &mut row);
@@ -201,31 +211,71 @@ impl Score {
         self.check(rankings)?;
         let m = rankings.items();
         let sums = self.cumulative(m, k);
-        let (mut rows, mut weights): (Vec<Vec<f64>>, Vec<f64>) = (Vec::new(), Vec::new());
-        let mut seen: HashMap<Vec<u64>, usize> = HashMap::new();
-        let mut row = vec![0.; m];
+        // `[n, m]`, one row for each different ballot.
+        let (mut rows, mut weights): (Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new());
+        rows.reserve(rankings.ballots() * m);
+        let mut seen: HashMap<u64, usize, BuildHasherDefault<Unhashed>> = HashMap::default();
         for (v, &w) in rankings.weights().iter().enumerate() {
-            self.fill(rankings, v, &sums, &mut row);
-            let key = row.iter().map(|x| x.to_bits()).collect();
-            let at = *seen.entry(key).or_insert_with(|| {
-                rows.push(row.clone());
-                weights.push(0.);
-                rows.len() - 1
-            });
-            weights[at] += w;
+            let start = rows.len();
+            rows.resize(start + m, 0.);
+            self.fill(rankings, v, &sums, &mut rows[start..]);
+            let (before, row) = rows.split_at(start);
+            let last = weights.len();
+            let at = *seen.entry(fingerprint(row)).or_insert(last);
+            // Two ballots of one fingerprint that differ are kept apart: only merging suffers.
+            if at < last && before[at * m..(at + 1) * m] == *row {
+                weights[at] += w;
+                rows.truncate(start);
+            } else {
+                weights.push(w);
+            }
         }
         let mut slots = self.slots(k);
         while slots.len() > 1 && slots.last() == Some(&0.) {
             slots.pop();
         }
-        let n = rows.len();
+        let n = weights.len();
         let mut value = vec![0.; n * m];
-        for (v, row) in rows.iter().enumerate() {
-            for (c, x) in row.iter().enumerate() {
-                value[c * n + v] = *x;
+        // In tiles, so that neither side is read across the whole memory for every number.
+        for from in (0..n).step_by(TILE) {
+            let to = n.min(from + TILE);
+            for c in 0..m {
+                for (v, slot) in (from..to).zip(&mut value[c * n + from..c * n + to]) {
+                    *slot = rows[v * m + c];
+                }
             }
         }
         Ok(Scored { m, n, value, weights, slots })
+    }
+}
+
+/// Rows that are turned into columns at a time.
+const TILE: usize = 64;
+
+/// A number that equal rows share and others hardly ever do.
+fn fingerprint(row: &[f64]) -> u64 {
+    let mix = |h: u64, x: &f64| {
+        let h = (h.rotate_left(23) ^ x.to_bits()).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        h ^ (h >> 29)
+    };
+    row.iter().fold(0x51_7C_C1_B7_27_22_0A_95, mix)
+}
+
+/// Keys that are fingerprints already.
+#[derive(Default)]
+struct Unhashed(u64);
+
+impl Hasher for Unhashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|b| self.0 = self.0.rotate_left(8) ^ u64::from(*b));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
     }
 }
 
@@ -259,6 +309,21 @@ impl Scored {
     /// Value of item `c` on all ballots.
     pub fn column(&self, c: usize) -> &[f64] {
         &self.value[c * self.n..(c + 1) * self.n]
+    }
+
+    /// The items of a subset in the order in which the greatest marginal comes first.
+    pub fn order(&self, subset: &[usize]) -> Vec<usize> {
+        let (mut order, mut state) = (Vec::with_capacity(subset.len()), State::new(self));
+        let mut rest = subset.to_vec();
+        while !rest.is_empty() {
+            let gain = |&c: &usize| state.marginal(self, c);
+            let most = rest.iter().map(gain).fold(f64::NEG_INFINITY, f64::max);
+            let at = rest.iter().position(|c| gain(c) >= most).unwrap_or(0);
+            let next = rest.remove(at);
+            state.take(self, next);
+            order.push(next);
+        }
+        order
     }
 
     /// `F(S)`.
@@ -299,9 +364,7 @@ impl State {
     pub fn marginal(&self, scored: &Scored, c: usize) -> f64 {
         let (slots, column) = (&scored.slots, scored.column(c));
         if let [first] = slots[..] {
-            let gain = |((u, b), w): ((&f64, &f64), &f64)| w * (u - b).max(0.);
-            let gains = column.iter().zip(&self.best).zip(&scored.weights).map(gain);
-            return first * gains.sum::<f64>();
+            return first * rises(column, &self.best, &scored.weights);
         }
         let rows = self.best.chunks_exact(slots.len());
         let gain = |((u, row), w): ((&f64, &[f64]), &f64)| w * insertion(slots, row, *u);
@@ -311,6 +374,16 @@ impl State {
     /// Adds item `c`; returns what it added.
     pub fn add(&mut self, scored: &Scored, c: usize) -> f64 {
         let gain = self.marginal(scored, c);
+        self.take(scored, c);
+        gain
+    }
+
+    /// Adds item `c` whose gain is known.
+    pub fn take(&mut self, scored: &Scored, c: usize) {
+        if scored.slots.len() == 1 {
+            self.best.iter_mut().zip(scored.column(c)).for_each(|(b, u)| *b = b.max(*u));
+            return;
+        }
         let rows = self.best.chunks_exact_mut(scored.slots.len());
         for (row, &u) in rows.zip(scored.column(c)) {
             let at = row.partition_point(|&b| b >= u);
@@ -319,8 +392,23 @@ impl State {
                 row[at] = u;
             }
         }
-        gain
     }
+}
+
+/// `Σ_v weight_v max(0, value_v − best_v)`, in eight partial sums that a processor can form at once.
+fn rises(values: &[f64], best: &[f64], weights: &[f64]) -> f64 {
+    const LANES: usize = 8;
+    let mut sums = [0.; LANES];
+    let (u, b, w) =
+        (values.chunks_exact(LANES), best.chunks_exact(LANES), weights.chunks_exact(LANES));
+    let rest = u.remainder().iter().zip(b.remainder()).zip(w.remainder());
+    let rest: f64 = rest.map(|((u, b), w)| w * (u - b).max(0.)).sum();
+    for ((u, b), w) in u.zip(b).zip(w) {
+        for i in 0..LANES {
+            sums[i] += w[i] * (u[i] - b[i]).max(0.);
+        }
+    }
+    sums.iter().sum::<f64>() + rest
 }
 
 /// Change of `Σ_j slots_j row_j` when `u` is inserted into the falling `row`.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::exact::{self, Limits};
 use super::score::State;
 use super::{Bounds, Rankings, Score, ScoreFn, Scored};
+use super::{continuous, milp};
 use crate::{Error, Result};
 
 /// How a subset is found.
@@ -22,6 +23,12 @@ pub enum Solver {
     Greedy,
     /// Branch and bound: the best, and all that are as good.
     Exact,
+    /// A mixed-integer linear program: the best, without those that are as good. Slower than
+    /// `Exact`, whose result it can confirm.
+    Milp,
+    /// Greedy on the multilinear extension, then rounded: within `1 − 1/e` of the best with bounds
+    /// on disjoint groups too. Only for scores where the best item counts, as Chamberlin–Courant.
+    ContinuousGreedy,
 }
 
 /// A chosen subset.
@@ -109,7 +116,12 @@ pub fn select_within(
             format!("`top` would ignore how items of `{score}` overlap; use greedy or exact"),
         )),
         Solver::Auto | Solver::Greedy => greedy_scored(&score.matrix(rankings, k)?, k, bounds),
+        Solver::Exact if score.is_modular() && bounds.groups().is_empty() => {
+            exact::sorted(&score.singles(rankings, k)?, k, limits)
+        }
         Solver::Exact => exact::solve(&score.matrix(rankings, k)?, k, bounds, limits),
+        Solver::Milp => milp::solve(&score.matrix(rankings, k)?, k, bounds),
+        Solver::ContinuousGreedy => continuous::solve(&score.matrix(rankings, k)?, k, bounds),
     }
 }
 
@@ -164,6 +176,48 @@ pub(super) fn same(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.)
 }
 
+/// As [`greedy`], for functions whose marginals only fall: one that was computed for a smaller
+/// subset is a bound, and is computed anew only where it could still be the greatest.
+///
+/// # Errors
+/// As [`greedy`].
+pub fn greedy_scored(scored: &Scored, k: usize, bounds: &Bounds) -> Result<Selection> {
+    let mut state = State::new(scored);
+    let mut steps = Steps::new(scored.items(), k, bounds)?;
+    // Gain of every item, and the size of the subset it was computed for.
+    let mut gains: Vec<(f64, usize)> =
+        (0..scored.items()).map(|c| (state.marginal(scored, c), 0)).collect();
+    while steps.order.len() < k {
+        let size = steps.order.len();
+        let fresh = |c: usize, gains: &mut Vec<(f64, usize)>| {
+            if gains[c].1 < size {
+                gains[c] = (state.marginal(scored, c), size);
+            }
+            gains[c].0
+        };
+        let mut barred: Vec<usize> = Vec::new();
+        let best = loop {
+            let open = steps.free.iter().copied().filter(|c| !barred.contains(c));
+            let Some(c) = open.reduce(|a, b| if gains[b].0 > gains[a].0 { b } else { a }) else {
+                return Err(Error::config("bounds", "cannot be met"));
+            };
+            if gains[c].1 < size {
+                fresh(c, &mut gains);
+            } else if steps.fits(c) {
+                break gains[c].0;
+            } else {
+                barred.push(c);
+            }
+        };
+        let near = |c: &usize| gains[*c].0 >= best || same(gains[*c].0, best);
+        let near: Vec<usize> = steps.free.iter().copied().filter(near).collect();
+        let equal = |c: &usize| same(fresh(*c, &mut gains), best) && steps.fits(*c);
+        let equal: Vec<usize> = near.into_iter().filter(equal).collect();
+        state.take(scored, steps.take(best, equal));
+    }
+    Ok(steps.finish())
+}
+
 /// Greedy selection by any score function.
 ///
 /// An item is taken only if the bounds can still be met after it, which for overlapping groups a
@@ -172,60 +226,68 @@ pub(super) fn same(a: f64, b: f64) -> bool {
 /// # Errors
 /// When `k` or the bounds cannot be met.
 pub fn greedy(score: &impl ScoreFn, k: usize, bounds: &Bounds) -> Result<Selection> {
-    greedy_with(score.items(), k, bounds, |subset, c| score.marginal(subset, c), |_| {})
-}
-
-/// As [`greedy`], with marginals kept up to date instead of computed anew.
-///
-/// # Errors
-/// As [`greedy`].
-pub fn greedy_scored(scored: &Scored, k: usize, bounds: &Bounds) -> Result<Selection> {
-    let state = std::cell::RefCell::new(State::new(scored));
-    let marginal = |_: &[usize], c: usize| state.borrow().marginal(scored, c);
-    let take = |c: usize| {
-        state.borrow_mut().add(scored, c);
-    };
-    greedy_with(scored.items(), k, bounds, marginal, take)
-}
-
-fn greedy_with(
-    m: usize,
-    k: usize,
-    bounds: &Bounds,
-    marginal: impl Fn(&[usize], usize) -> f64,
-    take: impl Fn(usize),
-) -> Result<Selection> {
-    bounds.check(m, k)?;
-    let mut free: Vec<usize> = (0..m).collect();
-    let (mut order, mut score): (Vec<usize>, f64) = (Vec::new(), 0.);
-    let mut ties = Ties::default();
-    while order.len() < k {
-        let mut gains: Vec<(f64, usize)> = free.iter().map(|&c| (marginal(&order, c), c)).collect();
+    let mut steps = Steps::new(score.items(), k, bounds)?;
+    while steps.order.len() < k {
+        let gain = |&c: &usize| (score.marginal(&steps.order, c), c);
+        let mut gains: Vec<(f64, usize)> = steps.free.iter().map(gain).collect();
         gains.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let fits = |c: usize| {
-            let mut inside = order.clone();
-            inside.push(c);
-            let rest: Vec<usize> = free.iter().copied().filter(|&f| f != c).collect();
-            bounds.groups().is_empty() || bounds.completable(&inside, &rest, k)
-        };
-        let Some(&(gain, _)) = gains.iter().find(|(_, c)| fits(*c)) else {
+        let Some(&(best, _)) = gains.iter().find(|(_, c)| steps.fits(*c)) else {
             return Err(Error::config("bounds", "cannot be met"));
         };
-        let mut equal: Vec<usize> =
-            gains.iter().filter(|(g, c)| same(*g, gain) && fits(*c)).map(|&(_, c)| c).collect();
+        let equal = gains.iter().filter(|(g, c)| same(*g, best) && steps.fits(*c));
+        let mut equal: Vec<usize> = equal.map(|&(_, c)| c).collect();
         // Rounding may have put a later item before an earlier one of the same gain.
         equal.sort_unstable();
-        let chosen = equal[0];
-        take(chosen);
-        score += gain;
-        free.retain(|&c| c != chosen);
-        order.push(chosen);
-        if equal.len() > 1 {
-            ties.steps.push(TiedStep { step: order.len(), items: equal });
-        }
+        steps.take(best, equal);
     }
-    let mut subset = order.clone();
-    subset.sort_unstable();
-    let bound = f64::INFINITY;
-    Ok(Selection { subset, order, score, solver: Solver::Greedy, optimal: false, bound, ties })
+    Ok(steps.finish())
+}
+
+/// What a greedy selection has chosen so far.
+struct Steps<'a> {
+    k: usize,
+    bounds: &'a Bounds,
+    order: Vec<usize>,
+    /// In increasing order.
+    free: Vec<usize>,
+    score: f64,
+    ties: Ties,
+}
+
+impl<'a> Steps<'a> {
+    fn new(m: usize, k: usize, bounds: &'a Bounds) -> Result<Self> {
+        bounds.check(m, k)?;
+        let (order, free, ties) = (Vec::with_capacity(k), (0..m).collect(), Ties::default());
+        Ok(Self { k, bounds, order, free, score: 0., ties })
+    }
+
+    /// Whether the bounds can still be met after `c`.
+    fn fits(&self, c: usize) -> bool {
+        if self.bounds.groups().is_empty() {
+            return true;
+        }
+        let inside = [&self.order[..], &[c]].concat();
+        let rest: Vec<usize> = self.free.iter().copied().filter(|&f| f != c).collect();
+        self.bounds.completable(&inside, &rest, self.k)
+    }
+
+    /// Takes the first of the `equal` items, each of which gains `gain`.
+    fn take(&mut self, gain: f64, equal: Vec<usize>) -> usize {
+        let chosen = equal[0];
+        self.score += gain;
+        self.free.retain(|&c| c != chosen);
+        self.order.push(chosen);
+        if equal.len() > 1 {
+            self.ties.steps.push(TiedStep { step: self.order.len(), items: equal });
+        }
+        chosen
+    }
+
+    fn finish(self) -> Selection {
+        let Self { order, score, ties, .. } = self;
+        let mut subset = order.clone();
+        subset.sort_unstable();
+        let bound = f64::INFINITY;
+        Selection { subset, order, score, solver: Solver::Greedy, optimal: false, bound, ties }
+    }
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::select::{greedy_scored, top};
-use super::{Bias, Bounds, Latent, Order, Rankings, Score, Selection, numbered};
+use super::{Bias, Bounds, Latent, Order, Rankings, Score, Selection, kemeny, numbered};
 use crate::{Error, Result};
 
 /// A simulated question.
@@ -40,6 +40,8 @@ pub struct Ratios {
     pub best_l: f64,
     /// A random pick with the proportional number.
     pub random: f64,
+    /// The first of Kemeny's consensus ranking (exact up to 14 items), without bounds.
+    pub kemeny: f64,
     /// The first by Copeland's pairwise majorities, without bounds.
     pub copeland: f64,
     /// The first by median rank, without bounds.
@@ -133,13 +135,15 @@ impl Simulation {
         for l in least..=self.k.min(minority.len()) {
             best_l = best_l.max(with(l)?);
         }
+        let margin = margins(biased);
         let first = |merit: Vec<f64>| Ok::<f64, Error>(worth(&top(&merit, self.k, &free)?.subset));
         Ok(Ratios {
             unconstrained: worth(&seen.choose(self.k, &free)?.subset),
             proportional: with(self.proportional())?,
             best_l,
             random: worth(&self.random(minority, seed)),
-            copeland: first(copeland(biased))?,
+            kemeny: first(by_place(&kemeny::of_margins(self.m, &margin).0))?,
+            copeland: first(wins(self.m, &margin))?,
             median_rank: first(median_rank(biased))?,
             reciprocal_rank: first(reciprocal_rank(biased))?,
         })
@@ -165,6 +169,7 @@ pub fn mean_of(ratios: &[Ratios]) -> Ratios {
         proportional: mean(|r| r.proportional),
         best_l: mean(|r| r.best_l),
         random: mean(|r| r.random),
+        kemeny: mean(|r| r.kemeny),
         copeland: mean(|r| r.copeland),
         median_rank: mean(|r| r.median_rank),
         reciprocal_rank: mean(|r| r.reciprocal_rank),
@@ -221,31 +226,43 @@ impl Chooser {
     }
 }
 
-/// Majority wins minus losses of every item.
-pub fn copeland(rankings: &Rankings) -> Vec<f64> {
+/// Merit of every item that falls along an order.
+fn by_place(order: &[usize]) -> Vec<f64> {
+    let mut merit = vec![0.; order.len()];
+    order.iter().enumerate().for_each(|(p, &c)| merit[c] = -(p as f64));
+    merit
+}
+
+/// `[m, m]`: voters that place the first item above the second, less those that do the contrary.
+pub fn margins(rankings: &Rankings) -> Vec<f64> {
     let m = rankings.items();
     let mut margin = vec![0.; m * m];
     for (v, w) in rankings.weights().iter().enumerate() {
         let places = rankings.places(v);
         for a in 0..m {
             for b in a + 1..m {
-                margin[a * m + b] += match places[a].cmp(&places[b]) {
-                    std::cmp::Ordering::Less => *w,
-                    std::cmp::Ordering::Equal => 0.,
-                    std::cmp::Ordering::Greater => -w,
-                };
+                let above = f64::from(u8::from(places[a] < places[b]));
+                let below = f64::from(u8::from(places[a] > places[b]));
+                margin[a * m + b] += w * (above - below);
             }
         }
     }
-    let mut merit = vec![0.; m];
     for a in 0..m {
         for b in a + 1..m {
-            let sign = if margin[a * m + b] == 0. { 0. } else { margin[a * m + b].signum() };
-            merit[a] += sign;
-            merit[b] -= sign;
+            margin[b * m + a] = -margin[a * m + b];
         }
     }
-    merit
+    margin
+}
+
+/// Majority wins minus losses of every item.
+pub fn copeland(rankings: &Rankings) -> Vec<f64> {
+    wins(rankings.items(), &margins(rankings))
+}
+
+fn wins(m: usize, margin: &[f64]) -> Vec<f64> {
+    let sign = |x: &f64| if *x == 0. { 0. } else { x.signum() };
+    (0..m).map(|a| margin[a * m..(a + 1) * m].iter().map(sign).sum()).collect()
 }
 
 /// The negative median place of every item.

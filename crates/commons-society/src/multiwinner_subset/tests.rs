@@ -8,6 +8,8 @@ use super::files::{Format, abc_yaml, groups, read, read_as};
 use super::smoothness::{Model, estimate, second_half};
 use super::*;
 
+mod solvers;
+
 fn golden(text: &str) -> Rankings {
     let order = |line: &str| line.split_whitespace().map(|c| c.parse().unwrap()).collect();
     let orders: Vec<Order> = text.split('|').map(order).collect();

@@ -98,6 +98,13 @@ impl Counts {
             Some(name) => table.texts(name)?,
             None => label.clone(),
         };
+        for name in columns.all() {
+            no_gaps(
+                table,
+                name,
+                name == &columns.label || Some(name) == columns.prediction.as_ref(),
+            )?;
+        }
         let mut values: Vec<Names<'_>> = sensitive.iter().map(|_| Names::default()).collect();
         let (mut clients, mut classes) = (Names::default(), Names::default());
         let mut cells: HashMap<(Vec<usize>, [usize; 3]), u64> = HashMap::new();
@@ -121,7 +128,19 @@ impl Counts {
             g.iter().zip(&names).map(|(&v, (names, _))| names[v].clone()).collect()
         };
         let groups: Vec<Vec<String>> = sorted.keys().map(group_name).collect();
-        let mut counts = Self::empty(columns.sensitive.clone(), groups, clients, classes)?;
+        let widest = values.iter().map(|v| v.names.len()).zip(&columns.sensitive);
+        let widest =
+            widest.chain([(classes.len(), &columns.label)]).max().map(|(n, c)| (n, c.clone()));
+        let mut counts =
+            Self::empty(columns.sensitive.clone(), groups, clients, classes).map_err(|e| {
+                match widest {
+                    Some((n, column)) => Error::config(
+                        format!("{}, column `{column}`", table.path().display()),
+                        format!("has {n} different values; {e}"),
+                    ),
+                    None => e,
+                }
+            })?;
         for (g, cells) in sorted.values().enumerate() {
             for &([c, y, p], n) in cells {
                 let at = counts.place(g, c, y, p);
@@ -320,14 +339,35 @@ impl Counts {
     }
 }
 
+/// Cells that mean "no value" where a class should be; as a group or a client they may be names.
+const MISSING: [&str; 6] = ["na", "n/a", "null", "none", "?", "-"];
+
+/// Refuses cells without a value: they would become a group or a class of their own.
+fn no_gaps(table: &CsvTable, name: &str, class: bool) -> Result<()> {
+    let column = table.column(name)?;
+    for row in 0..table.len() {
+        let cell = table.cell(row, column);
+        let gap = |word: &&str| cell.eq_ignore_ascii_case(word);
+        if cell.eq_ignore_ascii_case("nan") || (class && MISSING.iter().any(gap)) {
+            let problem = format!("`{cell}` is no value");
+            return Err(table.error(row, name, problem, "fill in a value or remove the row"));
+        }
+    }
+    Ok(())
+}
+
 impl Columns {
+    /// All columns that are read.
+    fn all(&self) -> Vec<&String> {
+        let all = self.sensitive.iter().chain(&self.client).chain([&self.label]);
+        all.chain(&self.prediction).collect()
+    }
+
     fn check(&self) -> Result<()> {
         if self.sensitive.is_empty() {
             return Err(Error::config("sensitive", "name at least one sensitive column"));
         }
-        let all = self.sensitive.iter().chain(&self.client).chain([&self.label]);
-        let all: Vec<&String> = all.chain(&self.prediction).collect();
-        match repeated(&all) {
+        match repeated(&self.all()) {
             Some(name) => Err(Error::config(
                 "columns",
                 format!("{name} is given two roles; name a column of its own for each"),

@@ -228,6 +228,9 @@ impl Behaviour {
             cell.gain.iter().zip(row).map(|(g, r)| g * r).sum::<f64>()
         };
         let accuracy = self.cells.iter().zip(&r).map(gained).sum::<f64>().min(1.);
+        // What rounding leaves of a term that is 0 would only be looked at.
+        let whole = |bits: f64| if bits < 1e-12 { 0. } else { bits };
+        let (global, local) = (whole(global), whole(local));
         Ok(Limit { epsilon_global, epsilon_local, accuracy, global, local })
     }
 

@@ -11,8 +11,8 @@ use commons_core::table::Table;
 use commons_core::{Seed, cells};
 use commons_society::adaptive_sampling::simulate::{Strategy, World, WorldConfig, utility};
 use commons_society::adaptive_sampling::{
-    AdaptiveSampler, Batch, GenomeConfig, Goal, Group, LearningCurve, Point, PowerLaw, Rule,
-    SamplerConfig, Source, fit, plan,
+    AdaptiveSampler, Batch, GenomeConfig, Goal, Group, LearningCurve, PlinkConfig, Point, PowerLaw,
+    Rule, SamplerConfig, Source, fit, plan,
 };
 use commons_society::csv_input::CsvTable;
 use serde::Serialize;
@@ -21,6 +21,7 @@ use crate::cli::{App, Done};
 use crate::error::{Failure, Result};
 use crate::examples;
 use crate::output::Grid;
+use crate::verbs::tables;
 
 pub const EXAMPLES: &str = examples![
     "# known curves e + a n^-b: columns name,cost,owned,weight,a,b,e",
@@ -58,11 +59,11 @@ pub enum What {
 /// Options of `allocate plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// CSV file with name,a,b and optionally e,cost,owned,weight
+    /// Table (.csv, .jsonl, .parquet) with name,a,b and optionally e,cost,owned,weight
     #[arg(long, value_name = "FILE")]
     pub groups: PathBuf,
     /// What all samples may cost, owned ones included
-    #[arg(long, value_name = "COST")]
+    #[arg(long, value_name = "COST", allow_negative_numbers = true)]
     pub budget: f64,
     /// utilitarian, maxmin, ces:RHO or gap:KAPPA
     #[arg(long, value_name = "UTILITY", default_value = "utilitarian")]
@@ -81,7 +82,7 @@ pub struct PlanArgs {
 /// Options of `allocate fit`.
 #[derive(Debug, Args)]
 pub struct FitArgs {
-    /// CSV file with group,n,loss
+    /// Table with group,n,loss
     #[arg(long, value_name = "FILE")]
     pub curve: PathBuf,
     /// Write the curves as CSV, for `plan`
@@ -95,14 +96,14 @@ pub struct NextArgs {
     /// State; written anew when --groups begins
     #[arg(long, value_name = "FILE")]
     pub state: PathBuf,
-    /// Begin: CSV file with name and optionally cost,weight
+    /// Begin: table with name and optionally cost,weight
     #[arg(long, value_name = "FILE", requires = "budget", conflicts_with = "observed")]
     pub groups: Option<PathBuf>,
-    /// CSV file of what came in: group,n,loss (points of the curve) or group,value
+    /// Table of what came in: group,n,loss (points of the curve) or group,value
     #[arg(long, value_name = "FILE")]
     pub observed: Option<PathBuf>,
     /// What all samples may cost
-    #[arg(long, value_name = "COST")]
+    #[arg(long, value_name = "COST", allow_negative_numbers = true)]
     pub budget: Option<f64>,
     /// utilitarian, maxmin, ces:RHO or gap:KAPPA
     #[arg(long, value_name = "UTILITY", default_value = "utilitarian")]
@@ -126,6 +127,8 @@ pub struct NextArgs {
 pub enum Population {
     /// Polygenic scores on generated genomes.
     Prs,
+    /// Polygenic scores on PLINK genotypes, populations by family.
+    Plink,
     /// Income on Adult, by sex and race.
     Adult,
     /// Recidivism on COMPAS, by race.
@@ -165,7 +168,7 @@ pub struct SimulateArgs {
     /// Population
     #[arg(value_enum)]
     pub population: Population,
-    /// File of the population: adult.data or compas-scores-two-years.csv
+    /// adult.data, compas-scores-two-years.csv, or PLINK files without .bed
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Strategies, separated by commas
@@ -194,6 +197,9 @@ pub struct SimulateArgs {
     /// Variants of the generated genomes
     #[arg(long, value_name = "N", default_value_t = 400)]
     pub variants: usize,
+    /// Variants of the PLINK genotypes that have an effect
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    pub causal: usize,
 }
 
 /// Plans, fits, steps or simulates.
@@ -210,12 +216,48 @@ pub fn run(app: &App, args: &AllocateArgs) -> Result<Done> {
     }
 }
 
-/// A column of numbers, or the default in every row if it is not there.
-fn optional(table: &CsvTable, name: &str, default: f64) -> Result<Vec<f64>> {
-    match table.header().iter().any(|h| h == name) {
-        true => Ok(table.numbers(name)?),
-        false => Ok(vec![default; table.len()]),
+/// A column of numbers that are all above 0.
+fn positive(table: &CsvTable, name: &str) -> Result<Vec<f64>> {
+    let numbers = table.numbers(name)?;
+    match numbers.iter().position(|v| *v <= 0.) {
+        None => Ok(numbers),
+        Some(row) => {
+            let problem = format!("{} is not above 0", numbers[row]);
+            Err(table.error(row, name, problem, "give a number above 0 or remove the row").into())
+        }
     }
+}
+
+/// A column of numbers of 0 or more, or the default in every row if it is not there; a default above
+/// 0 says that 0 will not do.
+fn optional(table: &CsvTable, name: &str, default: f64) -> Result<Vec<f64>> {
+    if !table.header().iter().any(|h| h == name) {
+        return Ok(vec![default; table.len()]);
+    }
+    if default > 0. {
+        return positive(table, name);
+    }
+    let numbers = table.numbers(name)?;
+    match numbers.iter().position(|v| *v < 0.) {
+        None => Ok(numbers),
+        Some(row) => {
+            let problem = format!("{} is below 0", numbers[row]);
+            Err(table.error(row, name, problem, "give 0 or more, or remove the row").into())
+        }
+    }
+}
+
+/// A column of names that are all different.
+fn names(table: &CsvTable) -> Result<Vec<&str>> {
+    let names = table.texts("name")?;
+    for (row, name) in names.iter().enumerate() {
+        if let Some(old) = names[..row].iter().position(|n| n == name) {
+            let problem = format!("`{name}` stands in {} already", table.place(old));
+            let remedy = "give every group one row and a name of its own";
+            return Err(table.error(row, "name", problem, remedy).into());
+        }
+    }
+    Ok(names)
 }
 
 /// One line of `allocate plan --json`.
@@ -246,8 +288,8 @@ struct Planned {
 
 fn plan_known(app: &App, args: &PlanArgs) -> Result<Done> {
     let goal: Goal = args.utility.parse()?;
-    let table = CsvTable::read(&args.groups)?;
-    let (names, a, b) = (table.texts("name")?, table.numbers("a")?, table.numbers("b")?);
+    let table = tables::read(&args.groups)?;
+    let (names, a, b) = (names(&table)?, positive(&table, "a")?, positive(&table, "b")?);
     let (e, cost) = (optional(&table, "e", 0.)?, optional(&table, "cost", 1.)?);
     let (owned, weight) = (optional(&table, "owned", 0.)?, optional(&table, "weight", 1.)?);
     let groups: Vec<Group> = (0..table.len())
@@ -342,7 +384,7 @@ const AT_BOUND: &str = "the exponent is at the edge of its range: do not extrapo
 
 fn fit_curves(app: &App, args: &FitArgs) -> Result<Done> {
     let mut all = Vec::new();
-    for (group, points) in points(&CsvTable::read(&args.curve)?)? {
+    for (group, points) in points(&tables::read(&args.curve)?)? {
         let fit = fit(&points)
             .map_err(|e| Failure::usage(format!("{}: group {group}", args.curve.display()), e))?;
         let warning = fit.at_bound.then_some(AT_BOUND);
@@ -382,11 +424,11 @@ struct Step {
 
 fn next(app: &App, args: &NextArgs) -> Result<Done> {
     let mut sampler = match &args.groups {
-        Some(path) => begin(args, &CsvTable::read(path)?)?,
+        Some(path) => begin(args, &tables::read(path)?)?,
         None => AdaptiveSampler::load(&args.state)?,
     };
     if let Some(path) = &args.observed {
-        observe(&mut sampler, &CsvTable::read(path)?)?;
+        observe(&mut sampler, &tables::read(path)?)?;
     }
     let next = sampler.next_batch()?;
     sampler.save(&args.state)?;
@@ -405,7 +447,7 @@ fn next(app: &App, args: &NextArgs) -> Result<Done> {
 }
 
 fn begin(args: &NextArgs, table: &CsvTable) -> Result<AdaptiveSampler> {
-    let names = table.texts("name")?;
+    let names = names(table)?;
     let (cost, weight) = (optional(table, "cost", 1.)?, optional(table, "weight", 1.)?);
     let source = |i: usize| Source { name: names[i].to_owned(), cost: cost[i], weight: weight[i] };
     let config = SamplerConfig {
@@ -464,7 +506,7 @@ fn simulate(app: &App, args: &SimulateArgs) -> Result<Done> {
     let file = || {
         args.data.clone().ok_or_else(|| {
             Failure::usage("--data", "this population is read from a file")
-                .help("give the path of adult.data or compas-scores-two-years.csv")
+                .help("give adult.data, compas-scores-two-years.csv, or PLINK files without .bed")
         })
     };
     let world = match args.population {
@@ -476,6 +518,14 @@ fn simulate(app: &App, args: &SimulateArgs) -> Result<Done> {
                 ..GenomeConfig::default()
             })
         }
+        Population::Plink => WorldConfig::Plink(PlinkConfig {
+            path: file()?,
+            causal: args.causal,
+            effect_correlation: 0.9,
+            heritability: 0.5,
+            held: 250,
+            shares: BTreeMap::new(),
+        }),
         Population::Adult => WorldConfig::Adult { path: file()? },
         Population::Compas => WorldConfig::Compas { path: file()? },
     };

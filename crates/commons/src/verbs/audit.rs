@@ -7,7 +7,6 @@ use commons_core::format::{grouped, number};
 use commons_core::fs::write_atomic;
 use commons_core::report::{Page, Plot};
 use commons_core::{Seed, cells, table};
-use commons_society::csv_input::CsvTable;
 use commons_society::pid_fairness::{
     Audit, AuditConfig, Behaviour, Columns, Counts, DISPARITIES, Estimate, Grouping, Limit,
     Predictors, audit,
@@ -19,6 +18,7 @@ use crate::cli::{App, Done};
 use crate::error::{Failure, Result};
 use crate::examples;
 use crate::output::Grid;
+use crate::verbs::tables;
 
 pub const EXAMPLES: &str = examples![
     "# metrics of groups with intervals, and the kind of disparity, as a page",
@@ -52,7 +52,7 @@ pub enum What {
 /// Where the rows are and what their columns mean.
 #[derive(Debug, Args)]
 pub struct InputArgs {
-    /// CSV files with a header, or .json files of `audit counts`; several are put together
+    /// Tables (.csv, .jsonl, .parquet), or .json files of `audit counts`; several are put together
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
     /// Columns of sensitive attributes, separated by commas
@@ -152,7 +152,7 @@ impl InputArgs {
                 continue;
             }
             let columns = self.columns(path, prediction)?;
-            let mut table = Counts::from_table(&CsvTable::read(path)?, &columns)?;
+            let mut table = Counts::from_table(&tables::read(path)?, &columns)?;
             if self.client.is_none() {
                 let stem = path.file_stem().map(|s| s.to_string_lossy().into_owned());
                 table.clients = vec![name.map(str::to_owned).or(stem).unwrap_or_default()];
@@ -350,7 +350,7 @@ fn page(bounds: &[f64], limits: &[Limit], csv: table::Table, note: &str) -> Stri
     };
     let plot = |title: &str, of: fn(&Limit) -> f64| {
         Plot::new(format!("{title} (rows: global bound, columns: local bound)"))
-            .heat(rows(of), bounds.iter().map(|b| number(*b)))
+            .heat(rows(of), bounds.iter().map(|b| number((1e4 * b).round() / 1e4)))
     };
     let plots = [
         plot("Highest accuracy", |l| l.accuracy),

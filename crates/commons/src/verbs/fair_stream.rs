@@ -55,7 +55,7 @@ pub enum What {
 /// Options of both.
 #[derive(Debug, Args)]
 pub struct StreamArgs {
-    /// CSV file with a header, or - for standard input
+    /// CSV with a header or JSON objects line by line; - for standard input
     #[arg(long, value_name = "FILE")]
     pub input: PathBuf,
     /// Column of the label
@@ -112,7 +112,7 @@ pub struct FitArgs {
     #[command(flatten)]
     pub stream: StreamArgs,
     /// Weight of the constraint; 0 for none
-    #[arg(long, value_name = "WEIGHT", default_value_t = 0.1)]
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.1, allow_negative_numbers = true)]
     pub lambda: f64,
     /// Go on from a state; its settings are used
     #[arg(long, value_name = "FILE")]

@@ -16,6 +16,7 @@ pub mod pull;
 pub mod run;
 pub mod shell;
 pub mod shortlist;
+pub mod tables;
 pub mod train;
 
 /// A heading for the examples in the help of a verb, in the style of clap's own headings.

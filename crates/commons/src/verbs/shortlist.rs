@@ -32,6 +32,8 @@ pub const EXAMPLES: &str = examples![
     "# does bias hide good items from this score, and how many rankings bring them back?",
     "$ commons shortlist smoothness --score borda --bias swap:0.5,0.9 --latent mallows:0.5 -m 20 -n 20",
     "$ commons shortlist simulate --bias utility:0.2 -m 50 -k 10 --sizes 10,100,1000",
+    "# how it changes with the strength of the bias",
+    "$ commons shortlist simulate --latent ic --bias swap:0.5,0.9 --lambdas 0,0.3,0.6,0.9 --plot lambda.svg",
 ];
 
 /// Options of `shortlist`.
@@ -100,6 +102,10 @@ pub enum SolverName {
     Greedy,
     /// Branch and bound: the best, and all that are as good.
     Exact,
+    /// A mixed-integer linear program: the best, to confirm `exact`.
+    Milp,
+    /// Greedy on the multilinear extension, for cc: surer than greedy under bounds.
+    ContinuousGreedy,
 }
 
 impl From<SolverName> for Solver {
@@ -109,6 +115,8 @@ impl From<SolverName> for Solver {
             SolverName::Top => Self::Top,
             SolverName::Greedy => Self::Greedy,
             SolverName::Exact => Self::Exact,
+            SolverName::Milp => Self::Milp,
+            SolverName::ContinuousGreedy => Self::ContinuousGreedy,
         }
     }
 }
@@ -132,7 +140,7 @@ struct Listed {
     voters: f64,
     k: usize,
     score: String,
-    /// `top`, `greedy` or `exact`.
+    /// `top`, `greedy`, `exact`, `milp` or `continuous-greedy`.
     solver: Solver,
     /// Chosen items in the order they were chosen.
     subset: Vec<String>,

@@ -14,6 +14,7 @@ mod matrix;
 mod models;
 mod pull;
 mod shortlist;
+mod tables;
 mod texts;
 mod train;
 mod usage;

@@ -15,7 +15,7 @@ pub type Exact = BigRational;
 /// Options about the wishes.
 #[derive(Debug, Args)]
 pub struct WishArgs {
-    /// CSV file with a header row, one agent a row
+    /// Table (.csv, .jsonl, .parquet) with named columns, one agent a row
     #[arg(short, long, value_name = "FILE", required_unless_present = "simulate")]
     pub input: Option<PathBuf>,
     /// Column of the wishes; may be repeated for independent numbers
@@ -75,7 +75,7 @@ impl WishArgs {
             return Err(Failure::usage("--column", "is missing")
                 .help("name the column of the wishes, as in --column x"));
         }
-        let table = CsvTable::read(path)?;
+        let table = crate::verbs::tables::read(path)?;
         let weights = match &self.weight {
             Some(name) => {
                 let weights = cells::<T>(&table, name)?;

@@ -44,7 +44,10 @@ pub struct SimulateArgs {
     /// Part of the best that is asked for when rankings are counted
     #[arg(long, value_name = "X", default_value_t = 0.95)]
     pub target: f64,
-    /// Write the ratios against the number of rankings as SVG
+    /// Strengths of swap bias to try with the last of those numbers, instead of all numbers
+    #[arg(long, value_name = "X,X", value_delimiter = ',')]
+    pub lambdas: Vec<f64>,
+    /// Write the ratios against the number of rankings, or against λ, as SVG
     #[arg(long, value_name = "FILE")]
     pub plot: Option<PathBuf>,
 }
@@ -90,6 +93,9 @@ pub fn run(app: &App, args: &SimulateArgs) -> Result<Done> {
         repetitions: args.repetitions,
     };
     simulation.check()?;
+    if !args.lambdas.is_empty() {
+        return strengths(app, args, &simulation, &scores);
+    }
     let seed = Seed::new(app.seed()).fork("simulate", 0);
     let mut results = Vec::new();
     for score in &scores {
@@ -113,6 +119,74 @@ pub fn run(app: &App, args: &SimulateArgs) -> Result<Done> {
     Ok(Done::Well)
 }
 
+/// What `shortlist simulate --lambdas --json` writes: a list with one such object for each score
+/// function.
+#[derive(Debug, Serialize)]
+struct ByStrength {
+    score: String,
+    rankings: usize,
+    strengths: Vec<AtStrength>,
+}
+
+#[derive(Debug, Serialize)]
+struct AtStrength {
+    lambda: f64,
+    #[serde(flatten)]
+    ratios: Ratios,
+}
+
+fn strengths(
+    app: &App,
+    args: &SimulateArgs,
+    simulation: &Simulation,
+    scores: &[Score],
+) -> Result<Done> {
+    let Bias::Swap { phi, .. } = simulation.bias else {
+        return Err(Failure::usage("--lambdas", format!("{} has no λ", simulation.bias))
+            .help("give --bias swap:PHI,LAMBDA, as in swap:0.5,0.9; its λ is replaced"));
+    };
+    let n = args.sizes.last().copied().unwrap_or(1);
+    let seed = Seed::new(app.seed()).fork("simulate", 0);
+    let mut results = Vec::new();
+    for score in scores {
+        let mut of = ByStrength { score: score.to_string(), rankings: n, strengths: Vec::new() };
+        for &lambda in &args.lambdas {
+            app.stop.check()?;
+            let bias = Bias::Swap { phi, lambda };
+            let ratios = Simulation { n, bias, ..simulation.clone() }.run(score, seed)?;
+            of.strengths.push(AtStrength { lambda, ratios });
+        }
+        results.push(of);
+    }
+    if let Some(path) = &args.plot {
+        let plot = Plot::new("Latent score against the strength of swap bias")
+            .x("λ, part of the pairs that is swapped")
+            .y("part of the best");
+        let plot = results.iter().fold(plot, |plot, r| {
+            let at = |of: fn(&Ratios) -> f64| {
+                r.strengths.iter().map(|s| (s.lambda, of(&s.ratios))).collect::<Vec<_>>()
+            };
+            plot.line(format!("{}, proportional", r.score), at(|r| r.proportional))
+                .line(format!("{}, no bound", r.score), at(|r| r.unconstrained))
+        });
+        commons_core::fs::write_atomic(path, plot.to_svg())?;
+    }
+    if app.out.json {
+        app.out.json(&results)?;
+        return Ok(Done::Well);
+    }
+    let mut grid = Grid::new(&["score", ">λ", ">no bound", ">proportional", ">best l", ">random"]);
+    for r in &results {
+        for s in &r.strengths {
+            let x = s.ratios;
+            let numbers = [s.lambda, x.unconstrained, x.proportional, x.best_l, x.random];
+            grid.row([r.score.clone()].into_iter().chain(numbers.map(number)));
+        }
+    }
+    app.out.grid(&grid)?;
+    Ok(Done::Well)
+}
+
 fn plot(results: &[Simulated]) -> Plot {
     let plot = Plot::new("Latent score against rankings").x("rankings").y("part of the best");
     results.iter().fold(plot.log_x(), |plot, r| {
@@ -132,6 +206,7 @@ fn show(app: &App, results: &[Simulated]) -> Result<()> {
         ">proportional",
         ">best l",
         ">random",
+        ">Kemeny",
         ">Copeland",
         ">median rank",
         ">RRF",
@@ -144,6 +219,7 @@ fn show(app: &App, results: &[Simulated]) -> Result<()> {
                 x.proportional,
                 x.best_l,
                 x.random,
+                x.kemeny,
                 x.copeland,
                 x.median_rank,
                 x.reciprocal_rank,
