@@ -359,6 +359,7 @@ fn a_vision_transformer_shares_the_same_way() {
         hidden_size: 8,
         num_hidden_layers: 3,
         num_attention_heads: 2,
+        num_key_value_heads: 2,
         intermediate_size: 16,
         num_labels: 3,
     };

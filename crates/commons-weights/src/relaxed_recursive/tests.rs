@@ -359,7 +359,7 @@ fn stopping_is_obeyed() {
 fn exits_add_the_loss_of_every_loop_but_the_last() {
     use crate::heal::{HealConfig, exits, loss};
     let student = decoder(4);
-    let ids = commons_nn::model::ids_tensor(&[&[1, 5, 2, 9, 4]], &student.bank).unwrap();
+    let ids = ids_tensor(&[&[1, 5, 2, 9, 4]], &student.bank).unwrap();
     let plain = HealConfig { kl_coef: 0., ..HealConfig::default() };
     let early = HealConfig { exit_coef: 0.1, exit_loops: 4, ..plain.clone() };
     let value = |config: &HealConfig| {
