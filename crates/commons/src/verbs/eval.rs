@@ -132,7 +132,7 @@ pub fn run(app: &App, args: &EvalArgs) -> Result<Done> {
         .put("stride", args.stride)
         .put("max_tokens", args.max_tokens)
         .put("exits", args.exits)
-        .put("exit_thresholds", (!args.exit_threshold.is_empty()).then(|| &args.exit_threshold));
+        .put("exit_thresholds", (!args.exit_threshold.is_empty()).then_some(&args.exit_threshold));
     let layers = Layer::all(app.global.config.as_deref(), &options, &app.global.set)?;
     let config: EvalConfig = resolve(&defaults, &layers)?;
     check_exits(&config)?;
