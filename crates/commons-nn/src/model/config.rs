@@ -65,6 +65,9 @@ pub struct ParallelStreams {
     pub smoothing: f64,
 }
 
+/// Before the family's name in `model_type` of models that other programs must not take for one of it.
+const OWN: &str = "commons_";
+
 /// Most streams and most prefix tokens of a model.
 const MOST_STREAMS: usize = 64;
 const MOST_PREFIX: usize = 4096;
@@ -200,7 +203,8 @@ impl DecoderConfig {
     /// divide.
     pub fn from_json(config: &Value) -> Result<Self> {
         let r = Reader(config);
-        let model_type = match r.0.get("model_type").and_then(Value::as_str) {
+        let named = r.0.get("model_type").and_then(Value::as_str);
+        let model_type = match named.map(|n| n.strip_prefix(OWN).unwrap_or(n)) {
             Some("llama" | "mistral" | "smollm") => Family::Llama,
             Some("qwen2") => Family::Qwen2,
             Some("qwen3") => Family::Qwen3,
@@ -260,7 +264,15 @@ impl DecoderConfig {
         let mut value =
             serde_json::to_value(self).map_err(|e| Error::config("*", e.to_string()))?;
         if let Value::Object(map) = &mut value {
-            map.insert("architectures".into(), vec![self.model_type.architecture()].into());
+            let (mut kind, mut class) = (
+                self.model_type.model_type().to_owned(),
+                self.model_type.architecture().to_owned(),
+            );
+            if self.is_own() {
+                (kind, class) = (format!("{OWN}{kind}"), format!("Commons{class}"));
+            }
+            map.insert("model_type".into(), kind.into());
+            map.insert("architectures".into(), vec![class].into());
             map.insert("torch_dtype".into(), "float32".into());
             map.insert("attention_bias".into(), false.into());
             if self.model_type == Family::Gemma3 {
@@ -322,6 +334,11 @@ impl DecoderConfig {
             ));
         }
         Ok(())
+    }
+
+    /// Whether programs that know the family would compute something else without noticing.
+    fn is_own(&self) -> bool {
+        self.parallel_streams.is_some() || !self.query_heads_per_kv_head.is_empty()
     }
 
     /// Whether `layer` attends through the sliding window.

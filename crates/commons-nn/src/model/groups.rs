@@ -187,6 +187,9 @@ mod tests {
         let model = unequal([[0, 4, 2], [5, 0, 1]]);
         let json = model.config.to_json().unwrap();
         assert_eq!(DecoderConfig::from_json(&json).unwrap(), model.config);
+        // Others would read it as a model of equal groups.
+        assert_eq!(json["model_type"], "commons_llama");
+        assert_eq!(model.plain().unwrap().config.to_json().unwrap()["model_type"], "llama");
         for (bad, says) in [
             (serde_json::json!([[0, 4, 2]]), "1 lists for 2 layers"),
             (serde_json::json!([[0, 4, 2], [1, 1, 1]]), "query_heads_per_kv_head[1]"),
