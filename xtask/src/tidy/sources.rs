@@ -10,6 +10,7 @@ const LONGEST: usize = 600;
 /// The modules that may hold unsafe code: a file, or a folder with a closing slash.
 const UNSAFE_MODULES: &[&str] = &[
     "crates/commons-nn/src/mmap.rs",
+    "crates/commons/src/memory.rs",
     "crates/commons-ops/src/simd.rs",
     "crates/commons-ops/src/simd/",
 ];
