@@ -50,6 +50,7 @@ pub mod error;
 pub mod evidence;
 pub mod format;
 pub mod fs;
+pub mod lines;
 pub mod machine;
 mod number;
 pub mod progress;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use commons_core::fs;
+use commons_core::lines::Lines;
 
 use crate::{Error, Result};
 
@@ -126,6 +127,7 @@ impl CsvTable {
             .flexible(true)
             .from_reader(text.as_bytes());
         let mut record = csv::StringRecord::new();
+        let mut lines = Lines::new(text.as_bytes());
         let mut next = |record: &mut csv::StringRecord| {
             reader.read_record(record).map_err(|e| {
                 let line = e.position().map_or(0, csv::Position::line);
@@ -143,7 +145,7 @@ impl CsvTable {
         table.text.reserve(text.len());
         while next(&mut record)? {
             let columns = table.header.len();
-            table.lines.push(record.position().map_or(0, csv::Position::line));
+            table.lines.push(lines.at(record.position().map_or(0, csv::Position::byte)));
             if record.len() != columns {
                 return Err(table.whole(
                     table.place(table.lines.len() - 1),

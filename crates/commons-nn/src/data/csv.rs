@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use commons_core::lines::Lines;
+
 use super::source;
 use super::table::{Records, infer};
 use crate::error::{Error, Place, Result};
@@ -61,6 +63,7 @@ pub fn parse(file: &Path, bytes: &[u8], dialect: Dialect) -> Result<Records> {
         Vec::new()
     };
     let (mut names, mut lines): (Vec<String>, _) = (names, Vec::new());
+    let mut at = Lines::new(bytes);
     let mut cells: Vec<Vec<Option<String>>> = vec![Vec::new(); names.len()];
     let mut record = csv::StringRecord::new();
     while reader.read_record(&mut record).map_err(|e| fault(file, e, &names))? {
@@ -68,7 +71,7 @@ pub fn parse(file: &Path, bytes: &[u8], dialect: Dialect) -> Result<Records> {
             names = (1..=record.len()).map(|i| i.to_string()).collect();
             cells = vec![Vec::new(); names.len()];
         }
-        lines.push(record.position().map_or(0, csv::Position::line));
+        lines.push(at.at(record.position().map_or(0, csv::Position::byte)));
         for (column, cell) in cells.iter_mut().zip(&record) {
             column.push((!cell.is_empty()).then(|| cell.to_owned()));
         }

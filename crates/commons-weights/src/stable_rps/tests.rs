@@ -214,8 +214,9 @@ fn a_decoder_is_folded_exactly_at_one_and_stays_a_model() {
         assert!((loss(&one) - loss(&model)).abs() < 1e-4);
         assert!((pooled.kept - 1.).abs() < 1e-6);
         let (four, pooled) = fold(&config(4.), &model, Seed::new(1)).unwrap();
-        // One of four variances, since unrelated weights average out.
-        assert!((pooled.kept - 0.25).abs() < 0.05, "{}", pooled.kept);
+        // Unrelated weights average out: of four in a slot `Σ λ⁴ / (Σ λ²)²` of the variance stays, a
+        // quarter where they are of one scale and more where one is larger.
+        assert!((0.23..0.4).contains(&pooled.kept), "{}", pooled.kept);
         let mut adapted = four.clone();
         let name = format!("{}{}", layer_prefix(0), BLOCK_MATRICES[0]);
         adapted.bank.add_lora(&name, 2, 4., Seed::new(3)).unwrap();
