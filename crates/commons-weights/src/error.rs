@@ -47,3 +47,14 @@ impl From<Error> for commons_nn::Error {
         }
     }
 }
+
+impl From<Error> for commons_core::Error {
+    /// What an experiment ends with: errors of the evidence and interruptions come out as they are.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Interrupted => Self::Interrupted,
+            Error::Core(error) => error,
+            other => Self::other(other),
+        }
+    }
+}

@@ -234,7 +234,10 @@ pub fn loss(
             };
             let teacher_side = [&teacher_hidden.detach(), &teacher_head];
             let both = ops::linear_distill([&hidden, &head], teacher_side, &targets, options)?;
-            terms.parts.extend([("ce", both.ce), ("kl", both.kl)]);
+            if config.ce_coef > 0. {
+                terms.parts.push(("ce", both.ce));
+            }
+            terms.parts.push(("kl", both.kl));
             terms.sum(both.total)?;
         }
         for from_end in 1..=tail {

@@ -8,6 +8,7 @@ use commons_nn::data::corpus::{self, Split};
 use commons_nn::eval::{Perplexity, Windows, perplexity};
 use commons_nn::hub;
 use commons_nn::model::{Decoder, Loaded};
+use commons_nn::train::StepReport;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -161,4 +162,23 @@ impl Material {
         let windows = Windows { context, stride, max_tokens: Some(tokens) };
         Ok(perplexity(&model, &self.test, self.test_bytes, windows, |_| {})?)
     }
+}
+
+/// Runs a training that reports to the given function, shows its progress and logs its losses.
+pub(crate) fn logged<T>(
+    run: &mut Run,
+    label: &str,
+    train: impl FnOnce(&mut dyn FnMut(&StepReport)) -> Result<T>,
+) -> Result<T> {
+    run.check_stop()?;
+    let mut task = run.progress().task(label, None);
+    let mut losses = Vec::new();
+    let done = train(&mut |report| {
+        task.update(report.step as u64, "");
+        losses.push(report.loss);
+    })?;
+    for (step, loss) in losses.into_iter().enumerate() {
+        run.log(step as u64 + 1, &format!("{label}/loss"), loss)?;
+    }
+    Ok(done)
 }

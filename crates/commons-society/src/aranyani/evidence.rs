@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::baseline::Reservoir;
 use super::learner::{FairForest, ForestConfig};
 use super::study::{Learner, Point, Source, Study, trade_off};
+use crate::Result;
 use crate::tabular::People;
-use crate::{Error, Result};
 
 /// The evidence for the fair forest.
 #[derive(Debug, Clone, Copy, Default)]
@@ -85,11 +85,7 @@ impl Experiment for Evidence {
     type Config = Settings;
 
     fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
-        measure(&settings.study, run).map_err(|error| match error {
-            Error::Interrupted => commons_core::Error::Interrupted,
-            Error::Core(error) => error,
-            other => commons_core::Error::other(other),
-        })
+        Ok(measure(&settings.study, run)?)
     }
 }
 

@@ -58,7 +58,10 @@ impl<'a, R: Read> Rows<'a, R> {
             let kind = Kind::Json(Cursor::new(text).chain(input), 0);
             return Ok(Self { header, path, kind });
         }
+        // With `\n` alone as line end lines count right where `\r` stands before it: trimming takes
+        // that away.
         let mut reader = csv::ReaderBuilder::new()
+            .terminator(csv::Terminator::Any(b'\n'))
             .trim(csv::Trim::All)
             .flexible(true)
             .delimiter(delimiter(&text))
@@ -108,4 +111,22 @@ fn broken(path: &Path, e: &csv::Error) -> commons_core::Error {
     let line = e.position().map_or(0, csv::Position::line);
     let remedy = "separate columns by commas and quote text that holds commas";
     commons_core::Error::file(path, format!("line {line}"), format!("is not CSV: {e}"), remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_files_with_crlf_stand_on_their_lines() {
+        let text = "a,b\r\n1,\"x, \"\r\n\r\n2,y\r\n";
+        let mut rows = Rows::open(text.as_bytes(), Path::new("s.csv")).unwrap();
+        assert_eq!(rows.header, ["a", "b"]);
+        let (mut record, mut seen) = (StringRecord::new(), Vec::new());
+        while let Some(line) = rows.next(&mut record, seen.len() + 1).unwrap() {
+            seen.push((line, record.iter().map(str::to_owned).collect::<Vec<_>>()));
+        }
+        let row = |cells: [&str; 2]| cells.map(str::to_owned).to_vec();
+        assert_eq!(seen, [(2, row(["1", "x,"])), (4, row(["2", "y"]))]);
+    }
 }

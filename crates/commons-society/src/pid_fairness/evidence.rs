@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::metrics::{by_group, disparities, overall};
 use super::study::{Split, Study};
 use super::{Behaviour, Joint, Limit, Pid, Predictors, pid_broja};
-use crate::{Error, Result};
+use crate::Result;
 
 /// The evidence for the decomposition and its limits.
 #[derive(Debug, Clone, Copy, Default)]
@@ -91,11 +91,7 @@ impl Experiment for Evidence {
     type Config = Settings;
 
     fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
-        measure(settings, run).map_err(|error| match error {
-            Error::Interrupted => commons_core::Error::Interrupted,
-            Error::Core(error) => error,
-            other => commons_core::Error::other(other),
-        })
+        Ok(measure(settings, run)?)
     }
 }
 

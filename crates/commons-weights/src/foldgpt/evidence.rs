@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::study::{Arm, Healing, Ranking, Removals, Study};
 use super::{GroupPlan, tables};
+use crate::Result;
 use crate::material::{Material, MaterialConfig};
-use crate::{Error, Result};
 
 /// The evidence for [`super::FoldGpt`].
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,11 +99,7 @@ impl Experiment for Evidence {
     type Config = Settings;
 
     fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
-        measure(settings, run).map_err(|error| match error {
-            Error::Interrupted => commons_core::Error::Interrupted,
-            Error::Core(error) => error,
-            other => commons_core::Error::other(other),
-        })
+        Ok(measure(settings, run)?)
     }
 }
 

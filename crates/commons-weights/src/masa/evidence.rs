@@ -3,7 +3,6 @@
 use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
 use commons_core::table::{Table, Unit};
 use commons_core::{Seed, cells};
-use commons_nn::train::StepReport;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +11,7 @@ use super::study::{ScratchStudy, Stage, Trained, Variant};
 use super::vision::VisionStudy;
 use crate::compress::Context;
 use crate::heal::{HealRun, heal};
-use crate::material::{Material, MaterialConfig};
+use crate::material::{Material, MaterialConfig, logged};
 use crate::{Error, Result};
 
 /// The evidence for [`super::Masa`].
@@ -153,11 +152,7 @@ impl Experiment for Evidence {
     type Config = Settings;
 
     fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
-        measure(settings, run).map_err(|error| match error {
-            Error::Core(error) => error,
-            Error::Interrupted => commons_core::Error::Interrupted,
-            other => commons_core::Error::other(other),
-        })
+        Ok(measure(settings, run)?)
     }
 }
 
@@ -189,25 +184,6 @@ fn skip(run: &mut Run, claims: &[&str]) -> Result<()> {
         run.not_comparable(claim, "this recipe leaves the part out that measures it")?;
     }
     Ok(())
-}
-
-/// Runs a training that reports to the given function, shows its progress and logs its losses.
-fn logged<T>(
-    run: &mut Run,
-    label: &str,
-    train: impl FnOnce(&mut dyn FnMut(&StepReport)) -> Result<T>,
-) -> Result<T> {
-    run.check_stop()?;
-    let mut task = run.progress().task(label, None);
-    let mut losses = Vec::new();
-    let done = train(&mut |report| {
-        task.update(report.step as u64, "");
-        losses.push(report.loss);
-    })?;
-    for (step, loss) in losses.into_iter().enumerate() {
-        run.log(step as u64 + 1, &format!("{label}/loss"), loss)?;
-    }
-    Ok(done)
 }
 
 fn scratch(settings: &Settings, study: &ScratchStudy, run: &mut Run) -> Result<()> {

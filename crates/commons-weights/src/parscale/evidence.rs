@@ -3,7 +3,6 @@
 use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
 use commons_core::table::{Table, Unit};
 use commons_core::{Seed, cells, stats};
-use commons_nn::train::StepReport;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -97,11 +96,7 @@ impl Experiment for Evidence {
     type Config = Settings;
 
     fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
-        measure(settings, run).map_err(|error| match error {
-            Error::Core(error) => error,
-            Error::Interrupted => commons_core::Error::Interrupted,
-            other => commons_core::Error::other(other),
-        })
+        Ok(measure(settings, run)?)
     }
 }
 
@@ -153,25 +148,6 @@ fn released(run: &mut Run) -> Result<()> {
     }
     run.table(table);
     Ok(())
-}
-
-/// Runs a training that reports to the given function, shows its progress and logs its losses.
-fn logged<T>(
-    run: &mut Run,
-    label: &str,
-    train: impl FnOnce(&mut dyn FnMut(&StepReport)) -> Result<T>,
-) -> Result<T> {
-    run.check_stop()?;
-    let mut task = run.progress().task(label, None);
-    let mut losses = Vec::new();
-    let done = train(&mut |report| {
-        task.update(report.step as u64, "");
-        losses.push(report.loss);
-    })?;
-    for (step, loss) in losses.into_iter().enumerate() {
-        run.log(step as u64 + 1, &format!("{label}/loss"), loss)?;
-    }
-    Ok(done)
 }
 
 fn scratch(settings: &Settings, study: &ScratchStudy, run: &mut Run) -> Result<()> {
