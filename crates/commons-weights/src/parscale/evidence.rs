@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::law::{self, Fit, Point, Released};
 use super::study::{FrozenStudy, ScratchStudy, Trained, mixture, train};
-use crate::material::MaterialConfig;
+use crate::material::{MaterialConfig, logged};
 use crate::{Error, Result};
 
 /// The evidence for [`super::ParScale`].
