@@ -79,8 +79,13 @@ impl<'a, R: Read> Rows<'a, R> {
     pub fn next(&mut self, record: &mut StringRecord, row: usize) -> Result<Option<u64>> {
         match &mut self.kind {
             Kind::Csv(reader) => {
-                let some = reader.read_record(record).map_err(|e| broken(self.path, &e))?;
-                Ok(some.then(|| record.position().map_or(0, csv::Position::line)))
+                while reader.read_record(record).map_err(|e| broken(self.path, &e))? {
+                    // An empty line, of which `\r` was trimmed away.
+                    if record.len() > 1 || !record[0].is_empty() {
+                        return Ok(Some(record.position().map_or(0, csv::Position::line)));
+                    }
+                }
+                Ok(None)
             }
             Kind::Json(input, line) => {
                 let mut text = String::new();
