@@ -1,7 +1,7 @@
 //! Decompositions of weight matrices: truncated singular values, eigenvectors of a symmetric
 //! matrix, Cholesky factors.
 
-use commons_ops::{Device, Tensor};
+use commons_ops::{DType, Device, Tensor};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::solvers::Llt;
@@ -103,6 +103,21 @@ pub fn symmetric_eigen(matrix: &[f64], n: usize) -> Result<(Vec<f64>, Vec<Vec<f6
         falling.clone().map(|k| values[k]).collect(),
         falling.map(|k| vectors.col(k).iter().copied().collect()).collect(),
     ))
+}
+
+/// `xᵀ x` of `x: [1, tokens, width]`, in f64.
+pub(crate) fn outer(x: &Tensor) -> Result<Tensor> {
+    let x = x.detach().squeeze(0)?;
+    Ok(x.t()?.matmul(&x)?.to_dtype(DType::F64)?)
+}
+
+/// Adds `term` to `sum`.
+pub(crate) fn add_to(sum: &mut Option<Tensor>, term: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(sum) => (sum + term)?,
+        None => term,
+    });
+    Ok(())
 }
 
 /// The Cholesky factor of an autocorrelation `R = L Lᵀ`, with which errors of a weight are weighed

@@ -228,26 +228,35 @@ impl Decoder {
     /// What the feed-forward half of layer `depth` adds to the residual stream.
     pub fn mlp_update(&self, depth: usize, x: &Tensor) -> Result<Tensor> {
         let p = layer_prefix(depth);
-        let gemma = self.config.model_type == Family::Gemma3;
-        let norm = if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
-        let normed = self.rms_norm(&format!("{p}{norm}"), x)?;
-        let gate = self.bank.linear(&format!("{p}mlp.gate_proj"), &normed)?;
-        let up = self.bank.linear(&format!("{p}mlp.up_proj"), &normed)?;
-        let y = match self.config.hidden_act.as_str() {
-            "silu" => ops::swiglu(&gate, &up)?,
-            "gelu_pytorch_tanh" => ops::geglu(&gate, &up)?,
-            other => {
-                return Err(Error::config(
-                    "hidden_act",
-                    format!("`{other}` is not silu or gelu_pytorch_tanh"),
-                ));
-            }
-        };
-        let y = self.bank.linear(&format!("{p}mlp.down_proj"), &y)?;
-        if gemma {
+        let inner = self.mlp_inner(depth, &self.mlp_input(depth, x)?)?;
+        let y = self.bank.linear(&format!("{p}mlp.down_proj"), &inner)?;
+        if self.config.model_type == Family::Gemma3 {
             return self.rms_norm(&format!("{p}post_feedforward_layernorm"), &y);
         }
         Ok(y)
+    }
+
+    /// What the feed-forward half of layer `depth` reads of the residual stream `x`.
+    pub fn mlp_input(&self, depth: usize, x: &Tensor) -> Result<Tensor> {
+        let gemma = self.config.model_type == Family::Gemma3;
+        let norm = if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        self.rms_norm(&format!("{}{norm}", layer_prefix(depth)), x)
+    }
+
+    /// The input `[batch, seq, intermediate]` of the down projection of layer `depth`, of what
+    /// [`Self::mlp_input`] gives.
+    pub fn mlp_inner(&self, depth: usize, normed: &Tensor) -> Result<Tensor> {
+        let p = layer_prefix(depth);
+        let gate = self.bank.linear(&format!("{p}mlp.gate_proj"), normed)?;
+        let up = self.bank.linear(&format!("{p}mlp.up_proj"), normed)?;
+        match self.config.hidden_act.as_str() {
+            "silu" => Ok(ops::swiglu(&gate, &up)?),
+            "gelu_pytorch_tanh" => Ok(ops::geglu(&gate, &up)?),
+            other => Err(Error::config(
+                "hidden_act",
+                format!("`{other}` is not silu or gelu_pytorch_tanh"),
+            )),
+        }
     }
 
     /// The norm before the output head, and the mixture of parallel streams:

@@ -314,7 +314,8 @@ fn worst_cases(settings: &Settings, run: &mut Run) -> Result<()> {
             run.check_stop()?;
             let (ratio, at, cost, profiles) = if matches!(mechanism, Mechanism::Nash) {
                 let w = worst_case::<f64>(mechanism, n, settings.welfare_steps)?;
-                (w.welfare_ratio, shown(&w.welfare_profile), w.cost_ratio, w.profiles)
+                let at = w.welfare_profile.iter().map(|x| (x * 1e4).round() / 1e4);
+                (w.welfare_ratio, shown(&at.collect::<Vec<_>>()), w.cost_ratio, w.profiles)
             } else {
                 let w = worst_case::<Ratio<i64>>(mechanism, n, settings.welfare_steps)?;
                 let (r, c) = (w.welfare_ratio.to_f64(), w.cost_ratio.to_f64());

@@ -7,6 +7,7 @@ use commons_nn::model::{Decoder, ids_tensor, layer_prefix};
 use commons_ops::{self as ops, DType, Tensor};
 
 use crate::compress::Context;
+use crate::linalg::{add_to, outer};
 use crate::{Error, Result};
 
 /// Statistics of a decoder on calibration text.
@@ -71,20 +72,6 @@ impl Calibration {
         let drift = predictions.windows(2).map(|p| divergence(&p[0], &p[1])).collect();
         Ok(Self { drift, inputs: scaled(inputs)?, heads: scaled(heads)? })
     }
-}
-
-/// `xᵀ x` of `x: [1, tokens, width]`, in f64.
-fn outer(x: &Tensor) -> Result<Tensor> {
-    let x = x.detach().squeeze(0)?;
-    Ok(x.t()?.matmul(&x)?.to_dtype(DType::F64)?)
-}
-
-fn add_to(sum: &mut Option<Tensor>, term: Tensor) -> Result<()> {
-    *sum = Some(match sum.take() {
-        Some(sum) => (sum + term)?,
-        None => term,
-    });
-    Ok(())
 }
 
 /// The log-probabilities that the output head gives a mean state.

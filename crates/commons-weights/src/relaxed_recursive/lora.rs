@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::whiten::LayerInputs;
 use crate::Result;
 pub use crate::linalg::{TruncatedSvd, truncated_svd};
 
@@ -16,6 +17,10 @@ pub enum LoraInit {
     /// From the singular value decomposition of `W_ℓ − W'`: `B = U_r Σ_r`, `A = V_rᵀ`.
     #[default]
     Svd,
+    /// From the decomposition of `(W_ℓ − W') L`, `L Lᵀ` the autocorrelation of the inputs of `W_ℓ` on
+    /// calibration text, and `A = V_rᵀ L⁻¹`: the smallest error of the outputs instead of the smallest
+    /// error of the weights (our addition; SVD-LLM, 2024, truncates so).
+    WhitenedSvd,
     /// `B = 0`: the relaxed model starts as the strict one (the paper's baseline).
     Zero,
 }
@@ -25,18 +30,36 @@ pub enum LoraInit {
 pub(super) struct Difference {
     /// Name of the weight it belongs to.
     pub name: String,
+    /// Its name within a layer.
+    pub matrix: String,
     /// `W_ℓ − W': [out, in]`.
     pub delta: Tensor,
     /// Directions to keep.
     pub rank: usize,
 }
 
-/// Decomposes several differences at once, one per thread, in order.
-pub(super) fn decompose(differences: &[Difference]) -> Result<Vec<TruncatedSvd>> {
-    differences.par_iter().map(|d| truncated_svd(&d.delta, d.rank)).collect()
+impl Difference {
+    /// Decomposes, with errors weighed by the inputs if they are known.
+    fn decompose(&self, inputs: Option<&LayerInputs>) -> Result<TruncatedSvd> {
+        let Some(white) = inputs.map(|i| i.of(&self.matrix)) else {
+            return truncated_svd(&self.delta, self.rank);
+        };
+        let mut svd = truncated_svd(&white.apply(&self.delta)?, self.rank)?;
+        svd.a = white.undo(&svd.a)?;
+        Ok(svd)
+    }
 }
 
-/// What the tie of one layer loses and its low-rank terms give back, over all its matrices.
+/// Decomposes several differences at once, one per thread, in order.
+pub(super) fn decompose(
+    differences: &[Difference],
+    inputs: Option<&LayerInputs>,
+) -> Result<Vec<TruncatedSvd>> {
+    differences.par_iter().map(|d| d.decompose(inputs)).collect()
+}
+
+/// What the tie of one layer loses and its low-rank terms give back, over all its matrices; with
+/// [`LoraInit::WhitenedSvd`] all of it in outputs, `W L` for `W`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct LayerLoss {
     /// `Σ‖W‖²` of the layer's matrices.

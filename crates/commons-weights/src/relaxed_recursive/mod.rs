@@ -84,6 +84,7 @@ mod lora;
 pub mod study;
 #[cfg(test)]
 mod tests;
+mod whiten;
 
 use std::collections::BTreeMap;
 
@@ -91,6 +92,7 @@ use commons_core::table::{Table, Unit};
 use commons_core::{Seed, cells};
 use commons_nn::bank::{Bank, Entry, LowRank, PART};
 use commons_nn::model::{BLOCK_MATRICES, Decoder, DecoderConfig, layer_prefix};
+use commons_ops::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +105,7 @@ use crate::compress::{Compress, Context, Shared};
 use crate::heal::HealConfig;
 use crate::{Error, Result};
 use lora::{Difference, decompose};
+use whiten::{Inputs, LayerInputs};
 
 /// What healing may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -275,9 +278,13 @@ pub fn convert(
     let bank = loop_bank(original, &looping, config.share_norms)?;
     let mut looped = Decoder::new(original.config.clone(), bank)?;
     let mut losses = Vec::with_capacity(original.config.num_hidden_layers);
+    let relaxed = config.rank > 0 || config.rank_pattern.values().any(|&rank| rank > 0);
+    let whitened = relaxed && config.lora_init == LoraInit::WhitenedSvd;
+    let mut text = whitened.then(|| Inputs::new(original, context.calibration)).transpose()?;
     for depth in 0..original.config.num_hidden_layers {
         context.tick("relaxing layers", depth, original.config.num_hidden_layers)?;
-        losses.push(relax_layer(config, original, &mut looped.bank, depth, seed)?);
+        let inputs = text.as_mut().map(|t| t.pass(depth)).transpose()?;
+        losses.push(relax_layer(config, original, &mut looped.bank, depth, inputs, seed)?);
     }
     if config.trainable == Trainable::LowRank {
         looped.bank.freeze(|name| !name.starts_with(&format!("{PART}lora.")));
@@ -333,23 +340,27 @@ fn relax_layer(
     original: &Decoder,
     bank: &mut Bank,
     depth: usize,
+    inputs: Option<LayerInputs>,
     seed: Seed,
 ) -> Result<LayerLoss> {
+    let weighed = |matrix: &str, w: &Tensor| match &inputs {
+        Some(inputs) => square_norm(&inputs.of(matrix).apply(w)?),
+        None => square_norm(w),
+    };
     let mut differences = Vec::with_capacity(BLOCK_MATRICES.len());
     let mut loss = LayerLoss::default();
     for (matrix, shape) in matrices(&original.config) {
         let name = format!("{}{matrix}", layer_prefix(depth));
         let weight = original.bank.weight(&name)?.detach();
         let delta = (&weight - bank.weight(&name)?.detach())?;
-        let energy = square_norm(&weight)?;
         loss = loss.plus(LayerLoss {
-            weight_energy: energy,
-            delta_energy: square_norm(&delta)?,
+            weight_energy: weighed(&matrix, &weight)?,
+            delta_energy: weighed(&matrix, &delta)?,
             kept_energy: 0.,
         });
         let rank = config.rank_of(&matrix, &shape)?;
         if rank > 0 {
-            differences.push(Difference { name, delta, rank });
+            differences.push(Difference { name, matrix, delta, rank });
         }
     }
     match config.lora_init {
@@ -359,8 +370,8 @@ fn relax_layer(
                 bank.add_lora(&d.name, d.rank, d.rank as f32, seed.fork("lora", 0))?;
             }
         }
-        LoraInit::Svd => {
-            for (d, svd) in differences.iter().zip(decompose(&differences)?) {
+        LoraInit::Svd | LoraInit::WhitenedSvd => {
+            for (d, svd) in differences.iter().zip(decompose(&differences, inputs.as_ref())?) {
                 loss.kept_energy += svd.energies()?.0;
                 bank.add_low_rank(&d.name, svd.a, svd.b, 1.)?;
             }
@@ -370,7 +381,7 @@ fn relax_layer(
 }
 
 /// `‖t‖²` of an f32 tensor, summed in f64.
-fn square_norm(t: &commons_ops::Tensor) -> Result<f64> {
+fn square_norm(t: &Tensor) -> Result<f64> {
     let values = t.flatten_all()?.to_vec1::<f32>()?;
     Ok(values.iter().map(|&v| f64::from(v).powi(2)).sum())
 }
