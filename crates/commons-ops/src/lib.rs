@@ -30,6 +30,7 @@ pub mod index;
 pub mod linear;
 pub mod loss;
 mod matmul;
+pub mod moe;
 pub mod norm;
 pub mod optim;
 mod par;
@@ -65,6 +66,7 @@ pub use loss::{
     DistillOptions, Distilled, LossOptions, cross_entropy, linear_cross_entropy, linear_distill,
     linear_kl,
 };
+pub use moe::{Dispatch, Expert, MoeTimes, Selection, gates, moe, router_balance};
 pub use norm::{layer_norm, log_softmax, rms_norm, softmax};
 pub use pool::{
     PoolOptions, adaptive_avg_pool2d, avg_pool2d, global_avg_pool2d, global_max_pool2d, max_pool2d,

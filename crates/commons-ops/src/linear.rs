@@ -80,21 +80,35 @@ impl check::Linear {
 }
 
 /// `y (+)= alpha · x Wᵀ`.
-fn times_weight(y: &mut [f32], add: bool, x: &[f32], w: &[f32], s: Sizes, alpha: f32) {
+pub(crate) fn times_weight(y: &mut [f32], add: bool, x: &[f32], w: &[f32], s: Sizes, alpha: f32) {
     let x = mat(x, s.rows, s.inputs, s.inputs);
     let w = mat(w, s.outputs, s.inputs, s.inputs);
     matmul(mat_mut(y, s.rows, s.outputs), add, x, w.t(), alpha);
 }
 
 /// `dx (+)= alpha · dy W`.
-fn input_gradient(dx: &mut [f32], add: bool, dy: &[f32], w: &[f32], s: Sizes, alpha: f32) {
+pub(crate) fn input_gradient(
+    dx: &mut [f32],
+    add: bool,
+    dy: &[f32],
+    w: &[f32],
+    s: Sizes,
+    alpha: f32,
+) {
     let dy = mat(dy, s.rows, s.outputs, s.outputs);
     let w = mat(w, s.outputs, s.inputs, s.inputs);
     matmul(mat_mut(dx, s.rows, s.inputs), add, dy, w, alpha);
 }
 
 /// `dw (+)= alpha · dyᵀ x`.
-fn weight_gradient(dw: &mut [f32], add: bool, dy: &[f32], x: &[f32], s: Sizes, alpha: f32) {
+pub(crate) fn weight_gradient(
+    dw: &mut [f32],
+    add: bool,
+    dy: &[f32],
+    x: &[f32],
+    s: Sizes,
+    alpha: f32,
+) {
     let dy = mat(dy, s.rows, s.outputs, s.outputs);
     let x = mat(x, s.rows, s.inputs, s.inputs);
     matmul(mat_mut(dw, s.outputs, s.inputs), add, dy.t(), x, alpha);

@@ -14,9 +14,12 @@ pub mod kdgqa;
 pub mod linalg;
 pub mod masa;
 pub mod material;
+pub mod moge;
+pub mod mor;
 pub mod parscale;
 pub mod relaxed_recursive;
 pub mod stable_rps;
+pub mod widenet;
 
 pub use compress::{AnyCompress, Compress, Context, Shared};
 pub use error::{Error, Result};
@@ -28,9 +31,12 @@ pub const METHODS: &[&dyn Method] = &[
     &foldgpt::Evidence,
     &kdgqa::Evidence,
     &masa::Evidence,
+    &moge::Evidence,
+    &mor::Evidence,
     &parscale::Evidence,
     &relaxed_recursive::Evidence,
     &stable_rps::Evidence,
+    &widenet::Evidence,
 ];
 
 /// Methods that compress a pretrained decoder.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::recursion::MixtureOfRecursions;
 use crate::{Error, Result};
 
 /// Decoder families this crate computes.
@@ -151,6 +152,10 @@ pub struct DecoderConfig {
     /// Parallel streams through the layers; without it there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel_streams: Option<ParallelStreams>,
+    /// Layers passed again and again, as often as a router says for each token; without it every
+    /// token passes every layer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixture_of_recursions: Option<MixtureOfRecursions>,
     /// First token of a document.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
@@ -191,6 +196,7 @@ impl DecoderConfig {
             query_pre_attn_scalar: None,
             final_logit_softcapping: None,
             parallel_streams: None,
+            mixture_of_recursions: None,
             bos_token_id: None,
             eos_token_id: None,
         }
@@ -252,6 +258,7 @@ impl DecoderConfig {
             query_pre_attn_scalar: r.number("query_pre_attn_scalar"),
             final_logit_softcapping: r.number("final_logit_softcapping"),
             parallel_streams: r.parallel_streams()?,
+            mixture_of_recursions: Self::read_recursions(r.0)?,
             bos_token_id: r.token("bos_token_id"),
             eos_token_id: r.token("eos_token_id"),
         };
@@ -327,6 +334,7 @@ impl DecoderConfig {
                 ));
             }
         }
+        self.check_recursions()?;
         if !self.layer_types.is_empty() && self.layer_types.len() != self.num_hidden_layers {
             return Err(Error::config(
                 "layer_types",
@@ -338,7 +346,9 @@ impl DecoderConfig {
 
     /// Whether programs that know the family would compute something else without noticing.
     fn is_own(&self) -> bool {
-        self.parallel_streams.is_some() || !self.query_heads_per_kv_head.is_empty()
+        self.parallel_streams.is_some()
+            || self.mixture_of_recursions.is_some()
+            || !self.query_heads_per_kv_head.is_empty()
     }
 
     /// Whether `layer` attends through the sliding window.
@@ -352,14 +362,15 @@ impl DecoderConfig {
     }
 
     /// Parameters that every token multiplies in one forward pass (once per stream), embedding lookup left out:
-    /// twice this many FLOPs per token, plus attention.
+    /// twice this many FLOPs per token, plus attention. Of routed layers the expected number counts.
     pub fn active_parameters(&self) -> usize {
         let (h, d) = (self.hidden_size, self.head_dim);
         let attention = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads);
         let block = attention + 3 * h * self.intermediate_size;
         let streams = self.streams();
         let mixing = if streams > 1 { streams * h * (h + 1) } else { 0 };
-        streams * self.num_hidden_layers * block + mixing + self.vocab_size * h
+        let layers = (streams * block) as f64 * self.expected_layers();
+        layers.round() as usize + mixing + self.vocab_size * h
     }
 }
 

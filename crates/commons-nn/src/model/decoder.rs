@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::config::{DecoderConfig, Family, LayerType};
 use super::kv::KvCache;
+use super::mor::Routing;
 use crate::bank::{Bank, Entry};
 use crate::{Error, Result};
 
@@ -27,6 +28,16 @@ pub struct Decoder {
 pub struct Rotary {
     global: (Tensor, Tensor),
     local: Option<(Tensor, Tensor)>,
+}
+
+impl Rotary {
+    /// The rows `positions: [n]` (u32) of the tables.
+    pub(super) fn at(&self, positions: &Tensor) -> Result<Self> {
+        let pick = |(cos, sin): &(Tensor, Tensor)| {
+            Ok::<_, Error>((cos.index_select(positions, 0)?, sin.index_select(positions, 0)?))
+        };
+        Ok(Self { global: pick(&self.global)?, local: self.local.as_ref().map(pick).transpose()? })
+    }
 }
 
 /// Matrices of one decoder block that multiply activations, relative to `model.layers.{i}.`.
@@ -79,6 +90,14 @@ impl Decoder {
             if name == "lm_head.weight" && config.tie_word_embeddings {
                 continue;
             }
+            // What several depths share is drawn once, under the name of the part.
+            let part = config.recursion_part(&name);
+            if let Some(part) = &part
+                && bank.stored_var(part).is_ok()
+            {
+                bank.share(&name, Entry::same(part.clone()))?;
+                continue;
+            }
             let n = shape.iter().product();
             let values = if shape.len() == 2 || super::streams::is_prefix(&name) {
                 let writes = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
@@ -92,7 +111,14 @@ impl Decoder {
             } else {
                 vec![1.; n]
             };
-            bank.insert(name, Tensor::from_vec(values, shape, bank.device())?)?;
+            let values = Tensor::from_vec(values, shape, bank.device())?;
+            match part {
+                Some(part) => {
+                    bank.insert(part.clone(), values)?;
+                    bank.share(&name, Entry::same(part))?;
+                }
+                None => bank.insert(name, values)?,
+            }
         }
         Self::new(config, bank)
     }
@@ -137,6 +163,9 @@ impl Decoder {
 
     /// One layer: `[batch, seq, hidden]` in and out. `depth` names the weights, the attention
     /// kind, the rotary base and the slot of the cache.
+    ///
+    /// # Errors
+    /// When a router decides which tokens pass the layers: a layer by itself does not know.
     pub fn block(
         &self,
         depth: usize,
@@ -144,6 +173,7 @@ impl Decoder {
         rotary: &Rotary,
         kv: Option<&mut KvCache>,
     ) -> Result<Tensor> {
+        self.config.check_every_layer()?;
         let update = self.attention_update(depth, x, rotary, kv)?;
         let x = ops::add(x, &update)?;
         let update = self.mlp_update(depth, &x)?;
@@ -153,16 +183,10 @@ impl Decoder {
     /// The keys of layer `depth` before rotation, `[batch, seq, kv_heads, head_dim]`, of the
     /// residual stream `x: [batch, seq, hidden]`.
     pub fn keys(&self, depth: usize, x: &Tensor) -> Result<Tensor> {
-        let c = &self.config;
         let p = layer_prefix(depth);
-        let (batch, seq, _) = x.dims3()?;
         let normed = self.rms_norm(&format!("{p}input_layernorm"), x)?;
-        let k = self.bank.linear(&format!("{p}self_attn.k_proj"), &normed)?;
-        let k = k.reshape((batch, seq, c.num_key_value_heads, c.head_dim))?;
-        if matches!(c.model_type, Family::Qwen3 | Family::Gemma3) {
-            return self.rms_norm(&format!("{p}self_attn.k_norm"), &k);
-        }
-        Ok(k)
+        let k = self.heads_of(depth, "k", self.config.num_key_value_heads, &normed)?;
+        self.head_norm(depth, "k", k)
     }
 
     /// What the attention half of layer `depth` adds to the residual stream.
@@ -176,7 +200,13 @@ impl Decoder {
         let p = layer_prefix(depth);
         let normed = self.rms_norm(&format!("{p}input_layernorm"), x)?;
         let y = self.attention_heads(depth, &normed, rotary, kv)?;
-        let y = self.bank.linear(&format!("{p}self_attn.o_proj"), &y)?;
+        self.attention_output(depth, &y)
+    }
+
+    /// What the attention half adds to the residual stream, of what its heads read.
+    pub fn attention_output(&self, depth: usize, heads: &Tensor) -> Result<Tensor> {
+        let p = layer_prefix(depth);
+        let y = self.bank.linear(&format!("{p}self_attn.o_proj"), heads)?;
         if self.config.model_type == Family::Gemma3 {
             return self.rms_norm(&format!("{p}post_attention_layernorm"), &y);
         }
@@ -192,44 +222,79 @@ impl Decoder {
         rotary: &Rotary,
         kv: Option<&mut KvCache>,
     ) -> Result<Tensor> {
-        let c = &self.config;
-        let p = layer_prefix(depth);
         let (batch, seq, _) = normed.dims3()?;
-        let project = |module: &str, heads: usize| -> Result<Tensor> {
-            let y = self.bank.linear(&format!("{p}self_attn.{module}"), normed)?;
-            Ok(y.reshape((batch, seq, heads, c.head_dim))?)
-        };
-        let mut q = project("q_proj", c.num_attention_heads)?;
-        let mut k = project("k_proj", c.num_key_value_heads)?;
-        let v = project("v_proj", c.num_key_value_heads)?;
-        if matches!(c.model_type, Family::Qwen3 | Family::Gemma3) {
-            q = self.rms_norm(&format!("{p}self_attn.q_norm"), &q)?;
-            k = self.rms_norm(&format!("{p}self_attn.k_norm"), &k)?;
-        }
-        let local = c.is_local(depth);
-        let (cos, sin) =
-            if local { rotary.local.as_ref().unwrap_or(&rotary.global) } else { &rotary.global };
-        let (q, k) = (ops::rope(&q, cos, sin)?, ops::rope(&k, cos, sin)?);
+        let q = self.queries(depth, normed, rotary)?;
+        let (k, v) = self.keys_values(depth, normed, rotary)?;
         let (k, v) = match kv {
             Some(cache) => cache.append(depth, &k, &v)?,
             None => self.prefixed(depth, k, v)?,
         };
-        let options = AttentionOptions {
+        let y = ops::attention(&q, &k, &v, &self.attention_options(depth))?;
+        let c = &self.config;
+        Ok(y.reshape((batch, seq, c.num_attention_heads * c.head_dim))?)
+    }
+
+    /// How layer `depth` attends.
+    pub(super) fn attention_options(&self, depth: usize) -> AttentionOptions {
+        let c = &self.config;
+        AttentionOptions {
             causal: true,
             scale: c.query_pre_attn_scalar.map(|s| (1. / s.sqrt()) as f32),
-            window: c.sliding_window.filter(|_| local),
+            window: c.sliding_window.filter(|_| c.is_local(depth)),
             key_heads: c.key_heads(depth),
             ..AttentionOptions::default()
-        };
-        let y = ops::attention(&q, &k, &v, &options)?;
-        Ok(y.reshape((batch, seq, c.num_attention_heads * c.head_dim))?)
+        }
+    }
+
+    /// Rotated queries `[batch, seq, heads, head_dim]` of layer `depth`.
+    pub(super) fn queries(&self, depth: usize, normed: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+        let q = self.heads_of(depth, "q", self.config.num_attention_heads, normed)?;
+        self.rotated(depth, &self.head_norm(depth, "q", q)?, rotary)
+    }
+
+    /// Rotated keys, and values, `[batch, seq, kv_heads, head_dim]` of layer `depth`.
+    pub(super) fn keys_values(
+        &self,
+        depth: usize,
+        normed: &Tensor,
+        rotary: &Rotary,
+    ) -> Result<(Tensor, Tensor)> {
+        let heads = self.config.num_key_value_heads;
+        let k = self.heads_of(depth, "k", heads, normed)?;
+        let k = self.rotated(depth, &self.head_norm(depth, "k", k)?, rotary)?;
+        Ok((k, self.heads_of(depth, "v", heads, normed)?))
+    }
+
+    fn heads_of(&self, depth: usize, which: &str, heads: usize, normed: &Tensor) -> Result<Tensor> {
+        let (batch, seq, _) = normed.dims3()?;
+        let module = format!("{}self_attn.{which}_proj", layer_prefix(depth));
+        let y = self.bank.linear(&module, normed)?;
+        Ok(y.reshape((batch, seq, heads, self.config.head_dim))?)
+    }
+
+    fn head_norm(&self, depth: usize, which: &str, x: Tensor) -> Result<Tensor> {
+        if matches!(self.config.model_type, Family::Qwen3 | Family::Gemma3) {
+            let p = layer_prefix(depth);
+            return self.rms_norm(&format!("{p}self_attn.{which}_norm"), &x);
+        }
+        Ok(x)
+    }
+
+    fn rotated(&self, depth: usize, x: &Tensor, rotary: &Rotary) -> Result<Tensor> {
+        let local = rotary.local.as_ref().filter(|_| self.config.is_local(depth));
+        let (cos, sin) = local.unwrap_or(&rotary.global);
+        Ok(ops::rope(x, cos, sin)?)
     }
 
     /// What the feed-forward half of layer `depth` adds to the residual stream.
     pub fn mlp_update(&self, depth: usize, x: &Tensor) -> Result<Tensor> {
+        self.mlp_output(depth, &self.mlp_inner(depth, &self.mlp_input(depth, x)?)?)
+    }
+
+    /// What the feed-forward half of layer `depth` adds, of what [`Self::mlp_inner`] gives.
+    pub fn mlp_output(&self, depth: usize, inner: &Tensor) -> Result<Tensor> {
         let p = layer_prefix(depth);
-        let inner = self.mlp_inner(depth, &self.mlp_input(depth, x)?)?;
-        let y = self.bank.linear(&format!("{p}mlp.down_proj"), &inner)?;
+        let y = self.bank.linear(&format!("{p}mlp.down_proj"), inner)?;
         if self.config.model_type == Family::Gemma3 {
             return self.rms_norm(&format!("{p}post_feedforward_layernorm"), &y);
         }
@@ -267,8 +332,12 @@ impl Decoder {
 
     /// Hidden states after the final norm, `[batch, seq, hidden]`, for `ids: [batch, seq]`.
     ///
-    /// With a cache, `ids` are the tokens after those already in it.
+    /// With a cache, `ids` are the tokens after those already in it. Where a router decides how deep
+    /// a token goes, it decides by the token and those before it alone.
     pub fn forward(&self, ids: &Tensor, mut kv: Option<&mut KvCache>) -> Result<Tensor> {
+        if self.config.mixture_of_recursions.is_some() {
+            return Ok(self.forward_routed(ids, Routing::Threshold, kv)?.hidden);
+        }
         let (_, seq) = ids.dims2()?;
         let start = kv.as_ref().map_or(0, |c| c.len());
         let rotary = self.rotary(start, seq)?;
@@ -285,6 +354,9 @@ impl Decoder {
     /// [`Decoder::forward`] without a cache that keeps only the input of each layer and recomputes
     /// the rest in the backward pass: a third more arithmetic, a fraction of the memory.
     pub fn forward_recomputing(&self, ids: &Tensor) -> Result<Tensor> {
+        if self.config.mixture_of_recursions.is_some() {
+            return Ok(self.forward_routed_recomputing(ids, Routing::Threshold)?.hidden);
+        }
         let (_, seq) = ids.dims2()?;
         let rotary = self.rotary(0, seq)?;
         let mut x = self.embed(ids)?;
@@ -332,13 +404,20 @@ impl Decoder {
         Ok(ops::linear_cross_entropy(&hidden, &head, &targets.flatten_all()?, &options)?)
     }
 
-    /// Mean next-token cross-entropy of `ids: [batch, seq + 1]`.
+    /// Mean next-token cross-entropy of `ids: [batch, seq + 1]`. Where a router decides how deep a
+    /// token goes, it routes as in training, and its auxiliary losses are added.
     pub fn next_token_loss(&self, ids: &Tensor) -> Result<Tensor> {
+        if self.config.mixture_of_recursions.is_some() {
+            return Ok(self.routed_loss(ids, false)?.total);
+        }
         self.next_token_loss_by(ids, |inputs| self.forward(inputs, None))
     }
 
     /// [`Decoder::next_token_loss`] through [`Decoder::forward_recomputing`].
     pub fn next_token_loss_recomputing(&self, ids: &Tensor) -> Result<Tensor> {
+        if self.config.mixture_of_recursions.is_some() {
+            return Ok(self.routed_loss(ids, true)?.total);
+        }
         self.next_token_loss_by(ids, |inputs| self.forward_recomputing(inputs))
     }
 
@@ -347,18 +426,16 @@ impl Decoder {
         ids: &Tensor,
         forward: impl FnOnce(&Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let (_, width) = ids.dims2()?;
-        if width < 2 {
-            return Err(Error::config("seq", "a next-token loss needs at least two tokens"));
-        }
-        let inputs = ids.narrow(1, 0, width - 1)?.contiguous()?;
-        let targets = ids.narrow(1, 1, width - 1)?.contiguous()?;
+        let (inputs, targets) = inputs_and_targets(ids)?;
         self.loss(&forward(&inputs)?, &targets)
     }
 
     /// An empty key/value cache for up to `capacity` positions.
     pub fn cache(&self, batch: usize, capacity: usize) -> Result<KvCache> {
         let c = &self.config;
+        if c.mixture_of_recursions.is_some() {
+            return Ok(KvCache::growing(c.num_hidden_layers, batch, capacity));
+        }
         let (streams, prefix) = c.parallel_streams.map_or((1, 0), |s| (s.count, s.prefix_tokens));
         let mut cache = KvCache::new(
             c.num_hidden_layers,
@@ -414,10 +491,21 @@ impl DecoderConfig {
             }
         }
         all.extend(self.stream_weights());
+        all.extend(self.router_weights());
         all.push(("model.norm.weight".to_owned(), vec![h]));
         all.push(("lm_head.weight".to_owned(), vec![self.vocab_size, h]));
         all
     }
+}
+
+/// All tokens of `ids: [batch, seq + 1]` but the last, and all but the first.
+pub(super) fn inputs_and_targets(ids: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (_, width) = ids.dims2()?;
+    if width < 2 {
+        return Err(Error::config("seq", "a next-token loss needs at least two tokens"));
+    }
+    let part = |start| Ok::<_, Error>(ids.narrow(1, start, width - 1)?.contiguous()?);
+    Ok((part(0)?, part(1)?))
 }
 
 /// Reads `rope_scaling` of `config.json`.

@@ -6,7 +6,13 @@ mod decoder;
 mod groups;
 mod io;
 mod kv;
+pub mod moe;
+mod mor;
+#[cfg(test)]
+mod mor_tests;
+mod recursion;
 mod resnet;
+mod router;
 mod streams;
 mod vit;
 
@@ -16,6 +22,11 @@ pub use decoder::{BLOCK_MATRICES, Decoder, Rotary, ids_tensor, layer_prefix};
 pub use groups::{GROUPS_KEY, key_heads};
 pub use io::{Loaded, SaveFormat};
 pub use kv::KvCache;
+pub use mor::{Routed, RoutedLoss, Routing};
+pub use recursion::{
+    MixtureOfRecursions, RECURSION_KEY, RecursionCache, RecursionGate, RecursionSharing,
+    RouterKind, ThresholdSource,
+};
 pub use resnet::{Mode, ResNet, ResNetConfig, is_running_statistic};
 pub use streams::smooth;
 pub use vit::{Vit, VitConfig};

@@ -39,11 +39,12 @@ impl DecoderConfig {
         all
     }
 
-    /// Checks that a program which knows nothing of parallel streams computes the same.
+    /// Checks that a program which knows nothing of parallel streams and routers computes the same.
     ///
     /// # Errors
-    /// When there are streams or a prefix.
+    /// When there are streams, a prefix or a router.
     pub fn check_plain(&self) -> Result<()> {
+        self.check_unrouted()?;
         let Some(streams) = self.parallel_streams else { return Ok(()) };
         Err(Error::config(
             "parallel_streams",

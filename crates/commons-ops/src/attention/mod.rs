@@ -29,6 +29,9 @@ pub struct AttentionOptions {
     /// The key head that each query head reads, for groups of unequal size. `None` gives every key
     /// head `hq / hkv` consecutive query heads. A key head that nobody reads costs nothing.
     pub key_heads: Option<Vec<usize>>,
+    /// The key position at which each query stands, `[b · tq]`, where the queries are not the last
+    /// positions in a row: a few of many positions, as when only some tokens go deeper.
+    pub positions: Option<Vec<usize>>,
 }
 
 impl AttentionOptions {
@@ -57,7 +60,8 @@ impl AttentionOptions {
 ///
 /// # Errors
 /// If the shapes do not fit together, `causal` is asked for with more queries than keys, or
-/// `key_lengths` does not hold one length of at most `tk` per batch row.
+/// `key_lengths` does not hold one length of at most `tk` per batch row, or `positions` not one key
+/// per query.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &AttentionOptions) -> Result<Tensor> {
     let shape = Shape::check(q, k, v, options)?;
     if !fused(&[q, k, v]) {
@@ -137,7 +141,14 @@ impl Shape {
                 q.dims()
             )
         }
-        if options.causal && tq > tk {
+        if let Some(positions) = &options.positions
+            && (positions.len() != b * tq || positions.iter().any(|&p| p >= tk))
+        {
+            bail!(
+                "attention: positions do not name one of {tk} keys for each of {b} x {tq} queries"
+            )
+        }
+        if options.causal && tq > tk && options.positions.is_none() {
             bail!("attention: causal with {tq} queries but {tk} keys")
         }
         if options.window == Some(0) {
@@ -159,8 +170,11 @@ impl Shape {
 
     /// The keys that query `i` of batch row `row` may see.
     pub(crate) fn visible(&self, options: &AttentionOptions, row: usize, i: usize) -> Range<usize> {
-        // Positions line up at the end, so query i stands at key position i + (tk - tq).
-        let position = (i + self.tk).saturating_sub(self.tq);
+        // By default positions line up at the end, so query i stands at key position i + (tk - tq).
+        let position = match &options.positions {
+            Some(positions) => positions[row * self.tq + i],
+            None => (i + self.tk).saturating_sub(self.tq),
+        };
         let mut end = self.tk;
         let mut start = 0;
         if options.causal {

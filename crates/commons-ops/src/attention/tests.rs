@@ -17,6 +17,9 @@ fn every_option_agrees_with_the_definition() {
     check(&[1, 6, 2, 3], &[1, 6, 2, 3], &AttentionOptions { window: Some(2), ..causal.clone() });
     let both_ways = AttentionOptions { window: Some(3), ..AttentionOptions::default() };
     check(&[1, 6, 2, 3], &[1, 6, 2, 3], &both_ways);
+    // Two queries of each row, each at a place of its own.
+    let placed = AttentionOptions { positions: Some(vec![1, 4, 0, 5]), ..causal.clone() };
+    check(&[2, 2, 2, 3], &[2, 6, 2, 3], &placed);
     let capped = AttentionOptions { softcap: Some(1.5), scale: Some(0.7), ..causal.clone() };
     check(&[1, 5, 2, 3], &[1, 5, 1, 3], &capped);
     let padded =

@@ -8,6 +8,7 @@ mod attention;
 mod elementwise;
 mod linear;
 mod loss;
+mod moe;
 mod norm;
 mod rope;
 
@@ -17,6 +18,7 @@ pub use elementwise::{
 };
 pub use linear::{linear, linear_act, lora_linear};
 pub use loss::{cross_entropy, linear_cross_entropy, linear_distill, linear_kl};
+pub use moe::{gates, moe, router_balance};
 pub use norm::{layer_norm, log_softmax, rms_norm, softmax};
 pub use rope::rope;
 

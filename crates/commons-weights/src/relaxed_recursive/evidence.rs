@@ -83,6 +83,22 @@ impl Experiment for Evidence {
         )
         .against("perplexity_dropped_like_relaxed", Compare::Ratio),
         Claim::new(
+            "whitened",
+            "after healing, terms that weigh errors by the inputs beat the plain decomposition",
+            Figure::text("not in the paper"),
+            "perplexity_relaxed_whitened",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_relaxed_svd", Compare::Ratio),
+        Claim::new(
+            "whitened-over-dropping",
+            "and beat dropping layers down to their parameters",
+            Figure::text("not in the paper"),
+            "perplexity_relaxed_whitened",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_dropped_like_relaxed", Compare::Ratio),
+        Claim::new(
             "strict-over-dropping",
             "after healing, strict tying beats dropping layers down to its parameters",
             Figure::text("up to +13.5 points over a non-recursive model of its size"),

@@ -11,11 +11,10 @@ use crate::Result;
 pub use crate::linalg::{TruncatedSvd, truncated_svd};
 
 /// How the low-rank terms start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoraInit {
     /// From the singular value decomposition of `W_ℓ − W'`: `B = U_r Σ_r`, `A = V_rᵀ`.
-    #[default]
     Svd,
     /// From the decomposition of `(W_ℓ − W') L`, `L Lᵀ` the autocorrelation of the inputs of `W_ℓ` on
     /// calibration text, and `A = V_rᵀ L⁻¹`: the smallest error of the outputs instead of the smallest

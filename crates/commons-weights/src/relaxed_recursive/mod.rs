@@ -57,8 +57,11 @@
 //! * Up-training is a few hundred steps of distillation instead of 15 to 60 billion tokens.
 //! * The zero start draws `A` uniform in `±1/√in`, as PEFT does, not Gaussian.
 //! * A layer count that `B` does not divide can be thinned first (`thin`).
+//! * With calibration text, low-rank terms are decompositions of `ΔW L` with `L Lᵀ` the
+//!   autocorrelation of a matrix's inputs (`lora_init = "whitened_svd"`), and norms are kept per depth
+//!   unless `share_norms`: our additions, and the defaults of `compress`. The paper's start is `svd`.
 //! * `fold_gains` multiplies norm gains into the matrices before averaging. It is our addition;
-//!   with it, or with `share_norms = false`, full rank gives the original function exactly.
+//!   with it, or without `share_norms`, full rank gives the original function exactly.
 //! * Exits are trained together with the up-training, not after it. Intermediate loops learn from the
 //!   text alone, not from the last loop as well.
 //! * Batching over depths is a matter of serving and not in this module.
@@ -132,9 +135,11 @@ pub struct Config {
     /// Ranks of some matrices: keys are parts of a name such as `mlp.down_proj` or `self_attn`;
     /// the longest key that occurs in a name counts.
     pub rank_pattern: BTreeMap<String, usize>,
-    /// How the low-rank terms start.
-    pub lora_init: LoraInit,
-    /// Loop norm gains and biases too, instead of keeping them per depth.
+    /// How the low-rank terms start; `null` is `whitened_svd` where there is calibration text, else
+    /// `svd`.
+    pub lora_init: Option<LoraInit>,
+    /// Loop norm gains and biases too, instead of keeping them per depth. They are few, and what one
+    /// depth needs hurts another: pretrained models are better off without.
     pub share_norms: bool,
     /// Multiply norm gains into the matrices that follow before layers are averaged.
     pub fold_gains: bool,
@@ -153,8 +158,8 @@ impl Default for Config {
             init: Init::default(),
             rank: 64,
             rank_pattern: BTreeMap::new(),
-            lora_init: LoraInit::default(),
-            share_norms: true,
+            lora_init: None,
+            share_norms: false,
             fold_gains: false,
             thin: false,
             trainable: Trainable::default(),
@@ -164,6 +169,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How the low-rank terms start, the default filled in.
+    pub fn lora_init(&self, calibration: &[u32]) -> LoraInit {
+        let whiten = if calibration.len() > 1 { LoraInit::WhitenedSvd } else { LoraInit::Svd };
+        self.lora_init.unwrap_or(whiten)
+    }
+
     /// Rank of the terms on `matrix`, a name within a layer, of shape `[out, in]`.
     ///
     /// # Errors
@@ -278,13 +289,14 @@ pub fn convert(
     let bank = loop_bank(original, &looping, config.share_norms)?;
     let mut looped = Decoder::new(original.config.clone(), bank)?;
     let mut losses = Vec::with_capacity(original.config.num_hidden_layers);
+    let start = config.lora_init(context.calibration);
     let relaxed = config.rank > 0 || config.rank_pattern.values().any(|&rank| rank > 0);
-    let whitened = relaxed && config.lora_init == LoraInit::WhitenedSvd;
+    let whitened = relaxed && start == LoraInit::WhitenedSvd;
     let mut text = whitened.then(|| Inputs::new(original, context.calibration)).transpose()?;
     for depth in 0..original.config.num_hidden_layers {
         context.tick("relaxing layers", depth, original.config.num_hidden_layers)?;
         let inputs = text.as_mut().map(|t| t.pass(depth)).transpose()?;
-        losses.push(relax_layer(config, original, &mut looped.bank, depth, inputs, seed)?);
+        losses.push(relax_layer(config, original, &mut looped.bank, (depth, start), inputs, seed)?);
     }
     if config.trainable == Trainable::LowRank {
         looped.bank.freeze(|name| !name.starts_with(&format!("{PART}lora.")));
@@ -339,7 +351,7 @@ fn relax_layer(
     config: &Config,
     original: &Decoder,
     bank: &mut Bank,
-    depth: usize,
+    (depth, start): (usize, LoraInit),
     inputs: Option<LayerInputs>,
     seed: Seed,
 ) -> Result<LayerLoss> {
@@ -363,7 +375,7 @@ fn relax_layer(
             differences.push(Difference { name, matrix, delta, rank });
         }
     }
-    match config.lora_init {
+    match start {
         LoraInit::Zero => {
             for d in &differences {
                 // alpha = rank: the terms are not scaled, as with the decomposed start.

@@ -36,6 +36,8 @@ pub struct Study {
     pub fold_gains: bool,
     /// Loop norm gains too.
     pub share_norms: bool,
+    /// Tokens of the training text that show which inputs matrices see.
+    pub calibration_tokens: usize,
     /// Weight of the early predictions' cross-entropy in the variant that is healed with them.
     pub exit_coef: f64,
     /// Probabilities at which a token leaves early.
@@ -59,6 +61,7 @@ impl Default for Study {
             svd_init: Init::Average,
             fold_gains: false,
             share_norms: false,
+            calibration_tokens: 16_384,
             exit_coef: 0.1,
             exit_thresholds: vec![0.5, 0.7, 0.9],
             heal: HealConfig::default(),
@@ -90,7 +93,9 @@ pub enum Variant {
     RelaxedZero,
     /// Looped, low-rank terms from the decomposition.
     RelaxedSvd,
-    /// The same, healed with a prediction after every loop.
+    /// Looped, low-rank terms from the decomposition weighed by the inputs.
+    RelaxedWhitened,
+    /// As [`Self::RelaxedSvd`], healed with a prediction after every loop.
     RelaxedExits,
     /// Layers dropped down to the strict model's parameters.
     DroppedLikeStrict,
@@ -100,10 +105,11 @@ pub enum Variant {
 
 impl Variant {
     /// All of them, dropping last: it needs the sizes of the others.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Strict,
         Self::RelaxedZero,
         Self::RelaxedSvd,
+        Self::RelaxedWhitened,
         Self::RelaxedExits,
         Self::DroppedLikeStrict,
         Self::DroppedLikeRelaxed,
@@ -115,6 +121,7 @@ impl Variant {
             Self::Strict => "strict",
             Self::RelaxedZero => "relaxed_zero",
             Self::RelaxedSvd => "relaxed_svd",
+            Self::RelaxedWhitened => "relaxed_whitened",
             Self::RelaxedExits => "relaxed_exits",
             Self::DroppedLikeStrict => "dropped_like_strict",
             Self::DroppedLikeRelaxed => "dropped_like_relaxed",
@@ -127,6 +134,7 @@ impl Variant {
             Self::Strict => "strict",
             Self::RelaxedZero => "relaxed, zero start",
             Self::RelaxedSvd => "relaxed, SVD start",
+            Self::RelaxedWhitened => "relaxed, whitened SVD start",
             Self::RelaxedExits => "relaxed, SVD start, early exits",
             Self::DroppedLikeStrict => "layers dropped, size of strict",
             Self::DroppedLikeRelaxed => "layers dropped, size of relaxed",
@@ -167,7 +175,7 @@ impl Study {
             loops: self.loops,
             init,
             rank,
-            lora_init,
+            lora_init: Some(lora_init),
             share_norms: self.share_norms,
             fold_gains: self.fold_gains,
             heal: self.heal.clone(),
@@ -236,10 +244,20 @@ impl Study {
             Variant::RelaxedSvd | Variant::RelaxedExits => {
                 self.config(self.svd_init, self.rank, LoraInit::Svd)
             }
+            Variant::RelaxedWhitened => {
+                self.config(self.svd_init, self.rank, LoraInit::WhitenedSvd)
+            }
             Variant::DroppedLikeStrict => return dropped(sizes.0),
             Variant::DroppedLikeRelaxed => return dropped(sizes.1),
         };
-        Ok(convert(&config, original, context)?.0)
+        let tokens = self.calibration_tokens.min(material.train.len());
+        let mut context = Context {
+            calibration: &material.train[..tokens],
+            seed: context.seed,
+            stop: context.stop.clone(),
+            progress: &mut *context.progress,
+        };
+        Ok(convert(&config, original, &mut context)?.0)
     }
 
     /// Heals every variant with `seed`, keeping checkpoints under `folder` and

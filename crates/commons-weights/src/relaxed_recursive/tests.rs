@@ -43,9 +43,17 @@ fn distance(a: &Decoder, b: &Decoder) -> f32 {
 }
 
 fn convert_with(config: &Config, model: &Decoder) -> Result<(Decoder, Vec<LayerLoss>)> {
+    convert_on(&[], config, model)
+}
+
+fn convert_on(
+    calibration: &[u32],
+    config: &Config,
+    model: &Decoder,
+) -> Result<(Decoder, Vec<LayerLoss>)> {
     let mut progress = |_: &str, _: usize, _: usize| {};
     let mut context =
-        Context { calibration: &[], seed: 3, stop: Default::default(), progress: &mut progress };
+        Context { calibration, seed: 3, stop: Default::default(), progress: &mut progress };
     convert(config, model, &mut context)
 }
 
@@ -202,11 +210,54 @@ fn more_rank_loses_less() {
     assert!(errors.windows(2).all(|w| w[0] > w[1]), "{errors:?}");
 }
 
+/// Weighed by the inputs, the terms lose less of what the inputs become, and more of the weights.
+#[test]
+fn whitened_terms_lose_less_of_the_outputs() {
+    let model = decoder(4);
+    let text: Vec<u32> = (0..60u32).map(|i| (i * i + 5 * i) % 24).collect();
+    let base = Config { rank: 4, ..Config::default() };
+    let plain = Config { lora_init: Some(LoraInit::Svd), ..base.clone() };
+    let (white, reported) = convert_on(&text, &base, &model).unwrap();
+    let (plain, _) = convert_on(&text, &plain, &model).unwrap();
+    let ids = ids_tensor(&[&text], &model.bank).unwrap();
+    let states = model.hidden_states(&ids).unwrap();
+    for layer in 0..4 {
+        let inputs = model.mlp_input(layer, &attended(&model, layer, &states[layer])).unwrap();
+        let inner = model.mlp_inner(layer, &inputs).unwrap();
+        for (matrix, x) in [("mlp.gate_proj", &inputs), ("mlp.down_proj", &inner)] {
+            let name = format!("{}{matrix}.weight", layer_prefix(layer));
+            let lost = |of: &Decoder, x: Option<&Tensor>| {
+                let w = model.bank.weight(&name).unwrap();
+                let left = (w - of.bank.weight(&name).unwrap()).unwrap();
+                let left = x.map_or(left.clone(), |x| ops::linear(x, &left, None).unwrap());
+                square_norm(&left).unwrap()
+            };
+            assert!(lost(&white, Some(x)) < lost(&plain, Some(x)), "{name}");
+            assert!(lost(&white, None) > lost(&plain, None), "{name}");
+        }
+    }
+    assert!(reported.iter().all(|l| l.kept() > 0. && l.kept() < 1.));
+    // Full rank gives everything back either way.
+    let full = Config { rank: 16, ..base.clone() };
+    assert!(distance(&convert_on(&text, &full, &model).unwrap().0, &model) < 2e-2);
+    // Without text there is nothing to weigh by.
+    assert_eq!(base.lora_init(&[]), LoraInit::Svd);
+    let explicit = Config { lora_init: Some(LoraInit::WhitenedSvd), ..base };
+    assert!(refusal(&explicit, &model).contains("--data"));
+}
+
+/// The residual stream `x` after the attention half of `layer`.
+fn attended(model: &Decoder, layer: usize, x: &Tensor) -> Tensor {
+    let rotary = model.rotary(0, x.dim(1).unwrap()).unwrap();
+    (x + model.attention_update(layer, x, &rotary, None).unwrap()).unwrap()
+}
+
 #[test]
 fn zero_start_equals_strict_tying() {
     let model = decoder(4);
     let strict = looped(&Config { rank: 0, ..Config::default() }, &model);
-    let zero = looped(&Config { rank: 4, lora_init: LoraInit::Zero, ..Config::default() }, &model);
+    let zero =
+        looped(&Config { rank: 4, lora_init: Some(LoraInit::Zero), ..Config::default() }, &model);
     assert!(distance(&strict, &zero) < 1e-6);
     assert!(zero.bank.stored() > strict.bank.stored());
 }
@@ -227,7 +278,8 @@ fn truncating_equals_converting_again() {
 /// The gradient of a shared matrix is the sum of the gradients its copies would get.
 #[test]
 fn shared_gradient_sums_over_loops() {
-    let shared = looped(&Config { loops: 3, rank: 0, ..Config::default() }, &decoder(6));
+    let tied = Config { loops: 3, rank: 0, share_norms: true, ..Config::default() };
+    let shared = looped(&tied, &decoder(6));
     let plain = Decoder::new(shared.config.clone(), shared.bank.materialize().unwrap()).unwrap();
     let ids = ids_tensor(&[&IDS], &shared.bank).unwrap();
     let gradient = |model: &Decoder| ops::backward(&model.next_token_loss(&ids).unwrap()).unwrap();
@@ -264,7 +316,7 @@ fn stored_parameters_follow_the_formula() {
     // By hand: 3 of 6 layers, and rank 3 on 16x16 q and o, 8x16 k and v, 24x16 gate, up, down.
     let layer = 2 * 16 * 16 + 2 * 8 * 16 + 3 * 24 * 16 + 2 * 16;
     let terms = 3 * (2 * 32 + 2 * 24 + 3 * 40);
-    let config = Config { loops: 2, rank: 3, ..Config::default() };
+    let config = Config { loops: 2, rank: 3, share_norms: true, ..Config::default() };
     assert_eq!(stored_in_layers(&config, &model.config).unwrap(), 3 * layer + 6 * terms);
 }
 

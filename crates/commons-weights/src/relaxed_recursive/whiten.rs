@@ -60,13 +60,13 @@ impl<'a> Inputs<'a> {
                 let norm = format!("{}input_layernorm", layer_prefix(depth));
                 let normed = model.rms_norm(&norm, x)?;
                 let heads = model.attention_heads(depth, &normed, rotary, None)?;
-                let middle = ops::add(x, &model.attention_update(depth, x, rotary, None)?)?;
+                let middle = ops::add(x, &model.attention_output(depth, &heads)?)?;
                 let fed = model.mlp_input(depth, &middle)?;
                 let inner = model.mlp_inner(depth, &fed)?;
                 for (sum, seen) in sums.iter_mut().zip([&normed, &heads, &fed, &inner]) {
                     add_to(sum, outer(seen)?)?;
                 }
-                *x = ops::add(&middle, &model.mlp_update(depth, &middle)?)?.detach();
+                *x = ops::add(&middle, &model.mlp_output(depth, &inner)?)?.detach();
             }
             Ok(())
         })?;

@@ -158,6 +158,7 @@ pub struct TextOptions {
 pub fn run(app: &App, args: &CompressArgs) -> Result<Done> {
     let mut settings = settings::resolve(app, args, None)?;
     let original = model::load(app, &settings.config.model)?;
+    original.model.config.check_every_layer()?;
     settings = settings::resolve(app, args, Some(&original.model.config))?;
     let Resolved { config, compressor, heal } = &settings;
     heal.check()?;

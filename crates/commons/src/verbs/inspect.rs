@@ -10,7 +10,7 @@ use commons_nn::bank::{PART, PLAN_KEY, SharingPlan};
 use commons_nn::format::folder::CONFIG_FILE;
 use commons_nn::format::gguf::Gguf;
 use commons_nn::format::safetensors::{Checkpoint, Dtype};
-use commons_nn::model::GROUPS_KEY;
+use commons_nn::model::{GROUPS_KEY, RECURSION_KEY};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -191,7 +191,7 @@ fn dtype_name(dtype: Dtype) -> String {
 
 /// The fields of a `config.json` that say what a model looks like, where it has them.
 fn outline(config: &Map<String, Value>) -> BTreeMap<&'static str, Value> {
-    const FIELDS: [&str; 9] = [
+    const FIELDS: [&str; 10] = [
         "model_type",
         "num_hidden_layers",
         "hidden_size",
@@ -199,6 +199,7 @@ fn outline(config: &Map<String, Value>) -> BTreeMap<&'static str, Value> {
         "num_attention_heads",
         "num_key_value_heads",
         GROUPS_KEY,
+        RECURSION_KEY,
         "vocab_size",
         "max_position_embeddings",
     ];
@@ -234,6 +235,8 @@ impl Inspection {
             architecture.get(GROUPS_KEY).and_then(|v| serde_json::from_value(v.clone()).ok());
         let mut sharing = describe(plan, &shapes);
         sharing.extend(groups.and_then(|rows| query_groups(&rows)));
+        let routed = architecture.get(RECURSION_KEY).cloned();
+        sharing.extend(routed.and_then(|v| sharing::routed(serde_json::from_value(v).ok()?)));
         Self {
             path: path.display().to_string(),
             kind,

@@ -11,7 +11,9 @@ use commons_core::Seed;
 use commons_core::fs::{create_folder, write_json_atomic};
 use commons_nn::eval::Perplexity;
 use commons_nn::format::peft::{Adapter, LoraConfig as PeftConfig, LoraPair};
-use commons_nn::model::{BLOCK_MATRICES, Decoder, SaveFormat, layer_prefix};
+use commons_nn::model::{
+    BLOCK_MATRICES, Decoder, DecoderConfig, MixtureOfRecursions, SaveFormat, layer_prefix,
+};
 use commons_nn::train::{At, Loss, Outcome, Resume, TokenStream, TrainConfig, Trainer};
 use commons_ops::DType;
 use serde::{Deserialize, Serialize};
@@ -37,6 +39,8 @@ pub const EXAMPLES: &str = examples![
     "$ commons train --arch micro --data book.txt --seq-len 256 --lr 2e-3 -o micro",
     "# a pretrained model further, with low-rank adapters",
     "$ commons train --model smollm2-135m --data notes.jsonl --lora-rank 16 -o tuned",
+    "# a model whose middle layers each token passes as often as a router says",
+    "$ commons train --arch mini --recursions 3 --router expert -o mor",
     "# after an interruption",
     "$ commons train --arch nano --steps 300 -o nano --resume",
     "# any setting by its name",
@@ -67,6 +71,18 @@ pub struct TrainArgs {
     /// Model whose tokenizer a new model takes, or `bytes` [default: bytes]
     #[arg(long, value_name = "NAME|PATH", conflicts_with = "model")]
     pub tokenizer: Option<String>,
+    /// Passes of a new model through its middle layers: at most so many, each token as often as a router says (mixture of recursions)
+    #[arg(long, value_name = "N", conflicts_with = "model", help_heading = "Recursions")]
+    pub recursions: Option<usize>,
+    /// Who decides how often [default: expert]
+    #[arg(long, value_enum, help_heading = "Recursions", requires = "recursions")]
+    pub router: Option<RouterName>,
+    /// Which depths share a layer [default: middle_cycle]
+    #[arg(long, value_enum, help_heading = "Recursions", requires = "recursions")]
+    pub layer_sharing: Option<SharingName>,
+    /// Whose keys and values a recursion sees [default: recursion]
+    #[arg(long, value_enum, help_heading = "Recursions", requires = "recursions")]
+    pub recursion_cache: Option<CacheName>,
     /// Folder to write [default: ARCH-trained or MODEL-trained]
     #[arg(short, long, value_name = "OUT")]
     pub out: Option<PathBuf>,
@@ -120,6 +136,45 @@ pub struct TrainArgs {
     pub target_modules: Vec<String>,
 }
 
+/// Routers by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum RouterName {
+    /// Each recursion takes the tokens with the highest scores.
+    Expert,
+    /// Each token takes a depth.
+    Token,
+    /// Chance: the baseline.
+    Random,
+}
+
+/// Ways to share layers by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum SharingName {
+    /// The whole stack again and again.
+    Cycle,
+    /// Every layer several times in a row.
+    Sequence,
+    /// Cycle between a first and a last layer of their own.
+    MiddleCycle,
+    /// Sequence between a first and a last layer of their own.
+    MiddleSequence,
+}
+
+/// Caches of recursions by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum CacheName {
+    /// Those of the tokens that take part in it.
+    Recursion,
+    /// Those of the first recursion.
+    Shared,
+}
+
 /// Optimisers by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -166,6 +221,8 @@ struct Settings {
     tokenizer: String,
     data: String,
     eval_data: Option<String>,
+    /// 0 recursions: none.
+    mixture_of_recursions: MixtureOfRecursions,
     lora: LoraConfig,
     train: TrainConfig,
 }
@@ -180,6 +237,10 @@ impl Default for Settings {
             tokenizer: arch::BYTES.into(),
             data: CORPUS.into(),
             eval_data: None,
+            mixture_of_recursions: MixtureOfRecursions {
+                recursions: 0,
+                ..MixtureOfRecursions::default()
+            },
             lora: LoraConfig { rank: 0, alpha: None, target_modules },
             train: TrainConfig::default(),
         }
@@ -217,6 +278,10 @@ struct Report {
 /// stopped it.
 pub fn run(app: &App, args: &TrainArgs) -> Result<Done> {
     let settings = settings(app, args)?;
+    if settings.model.is_none() {
+        // A shape that does not fit is refused before anything is written.
+        new_shape(app, &settings)?;
+    }
     let division = text::divide(
         app,
         &settings.data,
@@ -248,6 +313,10 @@ fn settings(app: &App, args: &TrainArgs) -> Result<Settings> {
         .put("tokenizer", args.tokenizer.clone())
         .put("data", args.data.clone())
         .put("eval_data", args.eval_data.clone())
+        .put("mixture_of_recursions.recursions", args.recursions)
+        .put("mixture_of_recursions.router", args.router)
+        .put("mixture_of_recursions.sharing", args.layer_sharing)
+        .put("mixture_of_recursions.kv_cache", args.recursion_cache)
         .put("train.steps", args.steps)
         .put("train.learning_rate", args.lr)
         .put("train.batch_size", args.batch_size)
@@ -283,6 +352,12 @@ fn settings(app: &App, args: &TrainArgs) -> Result<Settings> {
         )
         .help(help));
     }
+    if settings.model.is_some() && settings.mixture_of_recursions.recursions > 0 {
+        return Err(Failure::usage(
+            "mixture_of_recursions",
+            "belongs to a new model; the recursions of --model are its own",
+        ));
+    }
     if settings.model.is_none() && settings.lora.rank > 0 {
         return Err(Failure::usage("lora.rank", "adapters on a new model train nothing else")
             .help("give the model to adapt with --model"));
@@ -314,15 +389,25 @@ fn record(settings: &Settings, division: &Division) -> Result<Value> {
     Ok(record)
 }
 
+/// The shape of a new model, and what it takes its vocabulary from.
+fn new_shape(app: &App, settings: &Settings) -> Result<(arch::Donor, DecoderConfig)> {
+    let donor = arch::Donor::open(app, &settings.tokenizer)?;
+    let name = settings.arch.as_deref().unwrap_or(arch::DEFAULT);
+    let mut config = arch::resolve(name, &donor, settings.train.seq_len)?;
+    if settings.mixture_of_recursions.recursions > 0 {
+        config.mixture_of_recursions = Some(settings.mixture_of_recursions.clone());
+        config.check()?;
+    }
+    Ok((donor, config))
+}
+
 /// The model before the first step, the same on every call.
 fn start(app: &App, settings: &Settings) -> Result<Loaded> {
     let seed = Seed::new(settings.train.seed);
     let mut loaded = match &settings.model {
         Some(name) => model::load(app, name)?,
         None => {
-            let donor = arch::Donor::open(app, &settings.tokenizer)?;
-            let name = settings.arch.as_deref().unwrap_or(arch::DEFAULT);
-            let config = arch::resolve(name, &donor, settings.train.seq_len)?;
+            let (donor, config) = new_shape(app, settings)?;
             let model = Decoder::init(config, seed.fork("init", 0))?;
             Loaded { model, tokenizer: donor.tokenizer, path: PathBuf::new() }
         }

@@ -28,11 +28,20 @@ fn killed_at(place: &Place, line: &str, checkpoint: &str) {
 
 #[test]
 fn training_goes_on_after_a_kill() {
+    training_goes_on("");
+}
+
+#[test]
+fn training_of_routed_recursions_goes_on_after_a_kill() {
+    training_goes_on("--recursions 2");
+}
+
+fn training_goes_on(options: &str) {
     let place = Place::new();
     place.text("t.txt", 300);
     let line = |out: &str| {
         format!(
-            "train --arch nano --data t.txt --steps 400 --save-steps 10 --batch-size 2 --seq-len 32 -o {out}"
+            "train --arch nano {options} --data t.txt --steps 400 --save-steps 10 --batch-size 2 --seq-len 32 -o {out}"
         )
     };
     killed_at(&place, &line("m"), "m.work/checkpoints/step-000010");

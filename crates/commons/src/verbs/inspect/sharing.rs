@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use commons_nn::bank::{Entry, Share, SharingPlan};
+use commons_nn::model::{MixtureOfRecursions, RecursionCache, RouterKind};
 use serde::Serialize;
 
 /// Groups of layers that are listed one by one; of more only the first and the last are named.
@@ -11,7 +12,7 @@ const LISTED: usize = 4;
 /// One way of sharing and the weights it makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// `grouped`, `tied`, `low-rank`, `combined`, `factored`, `hashed`, `sliced`, `noise`.
+    /// `grouped`, `tied`, `low-rank`, `combined`, `factored`, `hashed`, `sliced`, `noise`, `routed`.
     pub kind: &'static str,
     /// Number of weights made this way.
     pub weights: usize,
@@ -73,6 +74,31 @@ pub fn query_groups(rows: &[Vec<usize>]) -> Option<Line> {
         weights: 2 * rows.len(),
         which: "k v".into(),
         how: format!("{heads} query heads, layers: {}", shown.join("; ")),
+    })
+}
+
+/// What a router decides, as a line.
+pub fn routed(mixture: MixtureOfRecursions) -> Option<Line> {
+    let router = match mixture.router {
+        RouterKind::Expert => "expert choice",
+        RouterKind::Token => "token choice",
+        RouterKind::Random => "chance",
+    };
+    let cache = match mixture.kv_cache {
+        RecursionCache::Recursion => "of each recursion",
+        RecursionCache::Shared => "of the first",
+    };
+    let shares: Vec<String> =
+        (0..mixture.recursions).map(|r| format!("{:.2}", mixture.capacity(r))).collect();
+    Some(Line {
+        kind: "routed",
+        weights: mixture.recursions,
+        which: "recursion_router".into(),
+        how: format!(
+            "{}, {router}, share of tokens {}, keys and values {cache}",
+            mixture.sharing.name(),
+            shares.join(" "),
+        ),
     })
 }
 

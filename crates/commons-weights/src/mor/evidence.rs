@@ -1,0 +1,303 @@
+//! Measures the claims.
+
+use std::collections::BTreeMap;
+
+use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
+use commons_core::table::{Table, Unit};
+use commons_core::{Seed, cells};
+use commons_nn::model::Routing;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::study::{Contender, Study, Trained, cached, window_loss};
+use crate::material::MaterialConfig;
+use crate::{Error, Result};
+
+/// The evidence for mixtures of recursions.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Evidence;
+
+/// What the evidence is measured on.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The texts.
+    pub material: MaterialConfig,
+    /// What is trained on them.
+    pub study: Study,
+    /// Repeats.
+    pub seeds: Vec<u64>,
+}
+
+/// Windows passed with a cache; the fastest counts.
+const PASSES: usize = 5;
+
+/// Bytes whose depths are shown.
+const SHOWN: usize = 48;
+
+const EQUAL: Figure = Figure::text("2.7511 against 2.7824 (360M, N = 2, 16.5e18 operations)");
+const DIRECTION: Figure = Figure::text("direction");
+
+const fn lower(
+    id: &'static str,
+    sentence: &'static str,
+    paper: Figure,
+    metric: &'static str,
+    baseline: &'static str,
+) -> Claim {
+    Claim::new(id, sentence, paper, metric, Bound::AtMost(0.))
+        .against(baseline, Compare::Difference)
+}
+
+impl Experiment for Evidence {
+    const PAPER: Paper = Paper {
+        slug: "mor",
+        title: "Mixture-of-Recursions: Learning Dynamic Recursive Depths for Adaptive Token-Level \
+                Computation",
+        year: 2025,
+        shares: "a block of layers among recursions whose number is each token's own",
+        link: "https://arxiv.org/abs/2507.10524",
+    };
+
+    const CLAIMS: &'static [Claim] = &[
+        lower(
+            "equal-flops-vanilla",
+            "at equal training arithmetic, expert choice reaches a lower loss than the plain model",
+            EQUAL,
+            "loss_expert",
+            "loss_vanilla",
+        ),
+        lower(
+            "equal-flops-recursive",
+            "at equal training arithmetic, expert choice reaches a lower loss than plain recursion",
+            DIRECTION,
+            "loss_expert",
+            "loss_recursive",
+        ),
+        lower(
+            "equal-flops-small",
+            "at equal training arithmetic, expert choice reaches a lower loss than a plain model of \
+             as many parameters",
+            DIRECTION,
+            "loss_expert",
+            "loss_small",
+        ),
+        lower(
+            "beats-chance",
+            "expert choice reaches a lower loss than depths by chance",
+            DIRECTION,
+            "loss_expert",
+            "loss_random",
+        ),
+        lower(
+            "expert-over-token",
+            "expert choice reaches a lower loss than token choice",
+            Figure::text("42.6 % against 40.0 % few-shot (N = 3)"),
+            "loss_expert",
+            "loss_token",
+        ),
+        Claim::new(
+            "threshold-agrees",
+            "a threshold on a token's own score says what the highest scores of the sequence say",
+            Figure::text("not given"),
+            "agreement_expert",
+            Bound::AtLeast(0.9),
+        ),
+        Claim::new(
+            "threshold-close",
+            "threshold routing costs less than 1 % of the loss of full-sequence expert choice",
+            DIRECTION,
+            "window_loss_threshold",
+            Bound::AtMost(1.01),
+        )
+        .against("window_loss_top_k", Compare::Ratio),
+        lower(
+            "auxiliary-loss",
+            "with threshold routing, the auxiliary loss lowers the loss",
+            DIRECTION,
+            "loss_expert",
+            "loss_expert_untaught",
+        ),
+        Claim::new(
+            "cache-recursion",
+            "keys and values of each recursion take (N + 1)/(2N) of the plain model's",
+            Figure::Number(2. / 3.),
+            "cache_expert",
+            Bound::Within { low: 0.6, high: 0.73 },
+        )
+        .against("cache_vanilla", Compare::Ratio),
+        Claim::new(
+            "cache-shared",
+            "shared keys and values take 1/N of the plain model's",
+            Figure::Number(1. / 3.),
+            "cache_expert_shared",
+            Bound::Within { low: 0.33, high: 0.34 },
+        )
+        .against("cache_vanilla", Compare::Ratio),
+        Claim::new(
+            "training-time",
+            "a training step takes less time per token than the plain model's",
+            Figure::text("0.81 × (N = 2)"),
+            "token_seconds_expert",
+            Bound::AtMost(1.),
+        )
+        .against("token_seconds_vanilla", Compare::Ratio),
+    ];
+
+    const RECIPES: &'static [Recipe] =
+        &[Recipe::smoke(include_str!("smoke.toml")), Recipe::full(include_str!("full.toml"))];
+
+    type Config = Settings;
+
+    fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
+        measure(settings, run).map_err(|error| match error {
+            Error::Core(error) => error,
+            Error::Interrupted => commons_core::Error::Interrupted,
+            other => commons_core::Error::other(other),
+        })
+    }
+}
+
+fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
+    if settings.seeds.is_empty() {
+        return Err(Error::config("seeds", "give at least one"));
+    }
+    let missing = Contender::ALL.iter().find(|c| !settings.study.contenders.contains(c));
+    if let Some(missing) = missing {
+        let name = missing.name();
+        return Err(Error::config("study.contenders", format!("a claim needs `{name}`")));
+    }
+    let mut table = Table::new("At equal training arithmetic, threshold routing")
+        .column("model", Unit::Plain)
+        .column("seed", Unit::Plain)
+        .column("parameters", Unit::Si)
+        .column("operations", Unit::Si)
+        .column("steps", Unit::Plain)
+        .column("nats per byte", Unit::Plain)
+        .column("cache bytes per token", Unit::Plain)
+        .column("training tokens per second", Unit::Plain)
+        .column("prefill tokens per second", Unit::Plain);
+    let mut depths = Table::new("Share of the test bytes in each recursion")
+        .column("model", Unit::Plain)
+        .column("seed", Unit::Plain)
+        .column("shares", Unit::Plain)
+        .column("threshold agrees with top-k in training", Unit::Percent);
+    for &seed in &settings.seeds {
+        let texts = settings.material.byte_texts(Seed::new(seed))?;
+        for &contender in &settings.study.contenders {
+            let trained = train(settings, contender, &texts, seed, run)?;
+            score(settings, contender, &trained, &texts.1, seed, run, [&mut table, &mut depths])?;
+        }
+    }
+    run.table(table);
+    run.table(depths);
+    Ok(())
+}
+
+fn train(
+    settings: &Settings,
+    contender: Contender,
+    (text, test): &(Vec<u32>, Vec<u32>),
+    seed: u64,
+    run: &mut Run,
+) -> Result<Trained> {
+    run.check_stop()?;
+    let label = format!("{}-{seed}", contender.name());
+    let mut task = run.progress().task(&label, None);
+    let mut losses = Vec::new();
+    let stop = run.stop().flag();
+    let trained = settings.study.train(contender, (text, test), seed, stop, &mut |report| {
+        task.update(report.step as u64, "");
+        losses.push(report.loss);
+    })?;
+    for (step, loss) in losses.into_iter().enumerate() {
+        run.log(step as u64 + 1, &format!("{label}/loss"), loss)?;
+    }
+    Ok(trained)
+}
+
+fn score(
+    settings: &Settings,
+    contender: Contender,
+    trained: &Trained,
+    test: &[u32],
+    seed: u64,
+    run: &mut Run,
+    [table, depths]: [&mut Table; 2],
+) -> Result<()> {
+    let study = &settings.study;
+    let (name, model) = (contender.name(), &trained.model);
+    // A plain model of fewer layers has another part of its layers at the ends: its whole cache.
+    let ends = 2 * study.mixture.sharing.ends();
+    let window = &test[..study.context.min(test.len())];
+    let passed = cached(model, window, ends)?;
+    let mut seconds = f64::INFINITY;
+    for _ in 0..PASSES {
+        let before = run.elapsed();
+        cached(model, window, ends)?;
+        seconds = seconds.min((run.elapsed() - before).as_secs_f64());
+    }
+    run.measure(&format!("loss_{name}"), trained.loss);
+    run.measure(&format!("token_seconds_{name}"), trained.token_seconds);
+    run.measure(&format!("cache_{name}"), passed.bytes as f64);
+    run.measure(&format!("prefill_seconds_{name}"), seconds / window.len() as f64);
+    table.push(cells![
+        name,
+        seed,
+        model.bank.stored(),
+        trained.flops,
+        trained.steps,
+        trained.loss,
+        passed.bytes as f64 / window.len() as f64,
+        1. / trained.token_seconds,
+        window.len() as f64 / seconds
+    ]);
+    let Some(mixture) = &model.config.mixture_of_recursions else { return Ok(()) };
+    let n = passed.depths.len().max(1) as f64;
+    let share = |r: usize| passed.depths.iter().filter(|&&d| d > r).count() as f64 / n;
+    let shares: Vec<f64> = (0..mixture.recursions).map(share).collect();
+    let shown: Vec<String> = shares.iter().map(|s| format!("{s:.3}")).collect();
+    depths.push(cells![name, seed, shown.join(" "), trained.agreement]);
+    if let Some(agreement) = trained.agreement {
+        run.measure(&format!("agreement_{name}"), agreement);
+    }
+    if contender == Contender::Expert {
+        let windows = (study.context, study.eval_tokens);
+        let by = |routing| window_loss(model, test, windows, routing);
+        run.measure("window_loss_threshold", by(Routing::Threshold)?);
+        run.measure("window_loss_top_k", by(Routing::Training)?);
+        if seed == settings.seeds[0] {
+            run.note(spelled(window, &passed.depths));
+        }
+    }
+    Ok(())
+}
+
+/// The first bytes of `window` with the depth of each below it, and the bytes that go deepest.
+fn spelled(window: &[u32], depths: &[usize]) -> String {
+    let show = |&b: &u32| match u8::try_from(b).map(char::from) {
+        Ok(c) if c.is_ascii_graphic() => c,
+        _ => '·',
+    };
+    let text: String = window.iter().take(SHOWN).map(show).collect();
+    let digits: String = depths.iter().take(SHOWN).map(ToString::to_string).collect();
+    let mut by_byte: BTreeMap<char, Vec<f64>> = BTreeMap::new();
+    for (b, &d) in window.iter().zip(depths) {
+        by_byte.entry(show(b)).or_default().push(d as f64);
+    }
+    let mut means: Vec<(char, f64)> = by_byte
+        .into_iter()
+        .filter(|(_, all)| all.len() > 2)
+        .map(|(c, all)| (c, commons_core::stats::mean(&all)))
+        .collect();
+    means.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let ends = |all: &mut dyn Iterator<Item = &(char, f64)>| -> String {
+        all.take(6).map(|(c, d)| format!("{c} {d:.1}")).collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "Depth of each byte, expert choice: `{text}` `{digits}`. Deepest on the mean: {}. \
+         Shallowest: {}.",
+        ends(&mut means.iter()),
+        ends(&mut means.iter().rev()),
+    )
+}
