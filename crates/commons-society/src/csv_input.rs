@@ -215,7 +215,9 @@ impl CsvTable {
         self.header.iter().position(|h| h == name).ok_or_else(|| {
             let mut remedy = "columns: ".to_owned();
             for (i, known) in self.header.iter().take(30).enumerate() {
-                let _ = write!(remedy, "{}{known}", if i == 0 { "" } else { ", " });
+                let quote = if known.contains([',', ' ']) { "`" } else { "" };
+                let comma = if i == 0 { "" } else { ", " };
+                let _ = write!(remedy, "{comma}{quote}{known}{quote}");
             }
             self.whole(format!("column `{name}`"), "is missing", remedy)
         })

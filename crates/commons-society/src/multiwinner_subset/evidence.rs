@@ -348,20 +348,28 @@ impl Board {
         let mut experiments: Vec<&String> = self.cells.iter().map(|((e, _, _), _)| e).collect();
         experiments.dedup();
         for experiment in experiments {
-            let mut plot = Plot::new(format!("Latent score against rankings, {experiment}"))
-                .x("rankings")
-                .y("part of the best")
-                .log_x();
+            let of = |function: &str| -> Vec<(usize, Ratios)> {
+                let own = |(e, s, _): &(String, String, usize)| e == experiment && s == function;
+                let cells = self.cells.iter().filter(|(key, _)| own(key));
+                cells.map(|((_, _, n), list)| (*n, mean_of(list))).collect()
+            };
+            let several = of(&FUNCTIONS[0].to_string()).len() > 1;
+            let title = if several { "Latent score against rankings" } else { "Latent score" };
+            let mut plot = Plot::new(format!("{title}, {experiment}")).y("part of the best");
+            if several {
+                plot = plot.x("rankings").log_x();
+            }
             for function in FUNCTIONS.map(|f| f.to_string()) {
-                let of =
-                    self.cells.iter().filter(|((e, s, _), _)| e == experiment && *s == function);
-                let at: Vec<(f64, Ratios)> =
-                    of.map(|((_, _, n), list)| (*n as f64, mean_of(list))).collect();
-                let proportional = at.iter().map(|(n, r)| (*n, r.proportional));
-                let unconstrained = at.iter().map(|(n, r)| (*n, r.unconstrained));
-                plot = plot
-                    .line(format!("{function}, bound"), proportional)
-                    .line(format!("{function}, none"), unconstrained);
+                let at = of(&function);
+                let values: [(&str, fn(&Ratios) -> f64); 2] =
+                    [("bound", |r| r.proportional), ("none", |r| r.unconstrained)];
+                for (bounds, value) in values {
+                    let name = format!("{function}, {bounds}");
+                    plot = match at.as_slice() {
+                        [(_, only)] => plot.bar(name, value(only), None),
+                        all => plot.line(name, all.iter().map(|(n, r)| (*n as f64, value(r)))),
+                    };
+                }
             }
             run.plot(plot);
         }

@@ -200,12 +200,15 @@ fn fairness(app: &App, args: &FairnessArgs) -> Result<Done> {
     if app.out.json {
         app.out.json(&report)?
     } else {
-        show(app, &report)?
+        show(app, &report, args.positive.is_none())?
     }
     Ok(Done::Well)
 }
 
-fn show(app: &App, report: &Audit) -> Result<()> {
+fn show(app: &App, report: &Audit, chosen: bool) -> Result<()> {
+    let why = if chosen { " (the greatest of the labels; --positive says another)" } else { "" };
+    let samples = grouped(report.rows as i64);
+    app.out.text(&format!("{samples} samples, positive class `{}`{why}\n", report.positive))?;
     for grouping in &report.groupings {
         let by = grouping.attributes.join(" × ");
         app.out.text(&app.out.bold(&format!("by {by}")))?;
