@@ -45,8 +45,25 @@ impl Difference {
         };
         let mut svd = truncated_svd(&white.apply(&self.delta)?, self.rank)?;
         svd.a = white.undo(&svd.a)?;
+        balance(&mut svd)?;
         Ok(svd)
     }
+}
+
+/// Gives the row of `A` and the column of `B` of every direction the same norm. Whitening leaves
+/// most of it in `B`, and an optimiser that moves every number by as much would then move the product
+/// by thousands of times as much through `A`.
+fn balance(svd: &mut TruncatedSvd) -> Result<()> {
+    let (rows, columns) = (svd.a.sqr()?.sum_keepdim(1)?, svd.b.sqr()?.sum_keepdim(0)?);
+    let pairs = rows.flatten_all()?.to_vec1::<f32>()?.into_iter();
+    let pairs = pairs.zip(columns.flatten_all()?.to_vec1::<f32>()?);
+    let factor = |(a, b): (f32, f32)| if a > 0. && b > 0. { (b / a).sqrt().sqrt() } else { 1. };
+    let factors: Vec<f32> = pairs.map(factor).collect();
+    let rank = factors.len();
+    let factors = Tensor::from_vec(factors, (rank, 1), svd.a.device())?;
+    svd.a = svd.a.broadcast_mul(&factors)?;
+    svd.b = svd.b.broadcast_div(&factors.t()?)?;
+    Ok(())
 }
 
 /// Decomposes several differences at once, one per thread, in order.
