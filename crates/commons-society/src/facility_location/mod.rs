@@ -40,8 +40,8 @@
 //!
 //! # Here
 //!
-//! Measured on 2026-11-26T06:05:13Z with the recipe `full` (seed 0) in 12.3 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
-//! of which 25 MiB were used), Commons 0.1.0.
+//! Measured on 2026-11-26T12:19:27Z with the recipe `full` (seed 0) in 2.15 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
+//! of which 61.9 MiB were used), Commons 0.1.0.
 //!
 //! | claim                                                                                                                                                              | paper                                  |  measured | baseline | needed                       | found (95 % interval)              | verdict |
 //! | ------------------------------------------------------------------------------------------------------------------------------------------------------------------ | -------------------------------------- | --------: | -------: | ---------------------------- | ---------------------------------- | ------- |

@@ -37,8 +37,8 @@
 //!
 //! # Here
 //!
-//! Measured on 2026-11-26T06:01:54Z with the recipe `full` (seed 0) in 2 min 33 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
-//! of which 79.1 MiB were used), Commons 0.1.0.
+//! Measured on 2026-11-26T11:54:43Z with the recipe `full` (seed 0) in 1 min 21 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
+//! of which 160 MiB were used), Commons 0.1.0.
 //!
 //! | claim                                                                                                    | paper                                                  | measured | baseline | needed           | found (95 % interval)         | verdict          |
 //! | -------------------------------------------------------------------------------------------------------- | ------------------------------------------------------ | -------: | -------: | ---------------- | ----------------------------- | ---------------- |
