@@ -19,7 +19,10 @@ const UNSAFE_MODULES: &[&str] = &[
 const CLOCK_MODULES: &[&str] = &[
     "crates/commons-core/src/evidence/run",
     "crates/commons-nn/src/hub",
+    "crates/commons-nn/src/model/moe",
     "crates/commons-nn/src/train",
+    "crates/commons-ops/src/moe/kernel",
+    "crates/commons-weights/src/moge/devices",
 ];
 
 /// Where libraries may open connections.
