@@ -88,6 +88,9 @@ pub struct MethodOptions {
     /// How shared layers start: stepwise, average, lower … [relaxed-recursive; default: average]
     #[arg(long, value_name = "NAME")]
     pub init: Option<String>,
+    /// How low-rank terms start: whitened_svd, svd, zero [relaxed-recursive; default: whitened_svd]
+    #[arg(long, value_name = "NAME")]
+    pub lora_init: Option<String>,
     /// Share of the layers to remove [foldgpt]
     #[arg(long, value_name = "FRACTION")]
     pub remove: Option<f64>,

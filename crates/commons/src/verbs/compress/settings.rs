@@ -145,12 +145,13 @@ pub fn method(slug: &str) -> Result<&'static dyn AnyCompress> {
 }
 
 /// Short options and the options of methods they stand for.
-fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>); 15] {
+fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>); 16] {
     let m = &args.method_options;
     [
         ("--loops", "loops", m.loops.map(Into::into)),
         ("--rank", "rank", m.rank.map(Into::into)),
         ("--init", "init", m.init.clone().map(Into::into)),
+        ("--lora-init", "lora_init", m.lora_init.clone().map(Into::into)),
         ("--remove", "remove", m.remove.map(Into::into)),
         ("--share-group", "groups.size", m.share_group.map(Into::into)),
         ("--kv-heads", "kv_heads", m.kv_heads.map(Into::into)),
