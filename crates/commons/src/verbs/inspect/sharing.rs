@@ -6,7 +6,8 @@ use commons_nn::bank::{Entry, Share, SharingPlan};
 use commons_nn::model::{MixtureOfRecursions, RecursionCache, RouterKind};
 use serde::Serialize;
 
-/// Groups of layers that are listed one by one; of more only the first and the last are named.
+/// Groups of layers, and ranks, that are listed one by one; of more only the first and the last are
+/// named.
 const LISTED: usize = 4;
 
 /// One way of sharing and the weights it makes.
@@ -250,8 +251,10 @@ fn low_rank(plan: &SharingPlan, shapes: &BTreeMap<&str, &[usize]>) -> Option<Lin
     if ranks.is_empty() {
         return None;
     }
+    let (least, most) = (ranks.keys().next().unwrap_or(&0), ranks.keys().last().unwrap_or(&0));
     let ranks_text = match ranks.len() {
-        1 => format!("rank {}", ranks.keys().next().unwrap_or(&0)),
+        1 => format!("rank {least}"),
+        n if n > LISTED => format!("ranks {least} to {most}"),
         _ => ranks.iter().map(|(r, n)| format!("{n} of rank {r}")).collect::<Vec<_>>().join(", "),
     };
     let where_ =
