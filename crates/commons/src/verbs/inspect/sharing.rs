@@ -301,7 +301,8 @@ fn other(plan: &SharingPlan) -> Vec<Line> {
         let n = t.sources.len();
         let how = match kind {
             "combined" => format!("{n} atoms, up to {} in a weight", t.most),
-            "hashed" => format!("{n} pools"),
+            "hashed" if n == 1 => "numbers looked up in one pool".into(),
+            "hashed" => format!("numbers looked up in {n} pools"),
             "factored" => "nothing but their low-rank terms".into(),
             "sliced" => format!("blocks of {n} larger tensors"),
             _ => format!("seeded directions added to {n} tensors"),
