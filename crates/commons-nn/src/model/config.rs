@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::experts::MixtureOfExperts;
 use super::recursion::MixtureOfRecursions;
 use crate::{Error, Result};
 
@@ -156,6 +157,13 @@ pub struct DecoderConfig {
     /// token passes every layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mixture_of_recursions: Option<MixtureOfRecursions>,
+    /// Experts in place of every feed-forward part; without it a part is dense.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixture_of_experts: Option<MixtureOfExperts>,
+    /// A new model's layers all have the same matrices and biases, stored once, and norms of their
+    /// own (ALBERT's sharing; with experts WideNet's).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub share_layers: bool,
     /// First token of a document.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bos_token_id: Option<u32>,
@@ -197,6 +205,8 @@ impl DecoderConfig {
             final_logit_softcapping: None,
             parallel_streams: None,
             mixture_of_recursions: None,
+            mixture_of_experts: None,
+            share_layers: false,
             bos_token_id: None,
             eos_token_id: None,
         }
@@ -259,6 +269,8 @@ impl DecoderConfig {
             final_logit_softcapping: r.number("final_logit_softcapping"),
             parallel_streams: r.parallel_streams()?,
             mixture_of_recursions: Self::read_recursions(r.0)?,
+            mixture_of_experts: Self::read_experts(r.0)?,
+            share_layers: Self::read_share_layers(r.0)?,
             bos_token_id: r.token("bos_token_id"),
             eos_token_id: r.token("eos_token_id"),
         };
@@ -335,6 +347,7 @@ impl DecoderConfig {
             }
         }
         self.check_recursions()?;
+        self.check_experts()?;
         if !self.layer_types.is_empty() && self.layer_types.len() != self.num_hidden_layers {
             return Err(Error::config(
                 "layer_types",
@@ -348,6 +361,7 @@ impl DecoderConfig {
     fn is_own(&self) -> bool {
         self.parallel_streams.is_some()
             || self.mixture_of_recursions.is_some()
+            || self.mixture_of_experts.is_some()
             || !self.query_heads_per_kv_head.is_empty()
     }
 
@@ -362,11 +376,12 @@ impl DecoderConfig {
     }
 
     /// Parameters that every token multiplies in one forward pass (once per stream), embedding lookup left out:
-    /// twice this many FLOPs per token, plus attention. Of routed layers the expected number counts.
+    /// twice this many FLOPs per token, plus attention. Of routed layers the expected number counts, of
+    /// experts those that a token takes.
     pub fn active_parameters(&self) -> usize {
         let (h, d) = (self.hidden_size, self.head_dim);
         let attention = 2 * h * d * (self.num_attention_heads + self.num_key_value_heads);
-        let block = attention + 3 * h * self.intermediate_size;
+        let block = attention + self.feed_forward_parameters();
         let streams = self.streams();
         let mixing = if streams > 1 { streams * h * (h + 1) } else { 0 };
         let layers = (streams * block) as f64 * self.expected_layers();

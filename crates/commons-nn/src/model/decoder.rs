@@ -5,11 +5,14 @@
 //! layers call the steps themselves instead of asking the decoder for hooks.
 
 use commons_core::Seed;
-use commons_ops::{self as ops, AttentionOptions, DType, LossOptions, RopeScaling, Tensor};
+use commons_ops::{
+    self as ops, Activation, AttentionOptions, DType, LossOptions, RopeScaling, Tensor,
+};
 use serde_json::Value;
 
 use super::config::{DecoderConfig, Family, LayerType};
 use super::kv::KvCache;
+use super::mixture::MoePhase;
 use super::mor::Routing;
 use crate::bank::{Bank, Entry};
 use crate::{Error, Result};
@@ -91,7 +94,7 @@ impl Decoder {
                 continue;
             }
             // What several depths share is drawn once, under the name of the part.
-            let part = config.recursion_part(&name);
+            let part = config.shared_part(&name);
             if let Some(part) = &part
                 && bank.stored_var(part).is_ok()
             {
@@ -288,15 +291,23 @@ impl Decoder {
 
     /// What the feed-forward half of layer `depth` adds to the residual stream.
     pub fn mlp_update(&self, depth: usize, x: &Tensor) -> Result<Tensor> {
+        if self.config.mixture_of_experts.is_some() {
+            return Ok(self.expert_update(depth, x, MoePhase::Scoring)?.y);
+        }
         self.mlp_output(depth, &self.mlp_inner(depth, &self.mlp_input(depth, x)?)?)
     }
 
     /// What the feed-forward half of layer `depth` adds, of what [`Self::mlp_inner`] gives.
     pub fn mlp_output(&self, depth: usize, inner: &Tensor) -> Result<Tensor> {
-        let p = layer_prefix(depth);
-        let y = self.bank.linear(&format!("{p}mlp.down_proj"), inner)?;
+        let y = self.bank.linear(&format!("{}mlp.down_proj", layer_prefix(depth)), inner)?;
+        self.mlp_added(depth, y)
+    }
+
+    /// What the feed-forward half of layer `depth` adds, of what it computed.
+    pub(super) fn mlp_added(&self, depth: usize, y: Tensor) -> Result<Tensor> {
         if self.config.model_type == Family::Gemma3 {
-            return self.rms_norm(&format!("{p}post_feedforward_layernorm"), &y);
+            let norm = format!("{}post_feedforward_layernorm", layer_prefix(depth));
+            return self.rms_norm(&norm, &y);
         }
         Ok(y)
     }
@@ -314,14 +325,10 @@ impl Decoder {
         let p = layer_prefix(depth);
         let gate = self.bank.linear(&format!("{p}mlp.gate_proj"), normed)?;
         let up = self.bank.linear(&format!("{p}mlp.up_proj"), normed)?;
-        match self.config.hidden_act.as_str() {
-            "silu" => Ok(ops::swiglu(&gate, &up)?),
-            "gelu_pytorch_tanh" => Ok(ops::geglu(&gate, &up)?),
-            other => Err(Error::config(
-                "hidden_act",
-                format!("`{other}` is not silu or gelu_pytorch_tanh"),
-            )),
-        }
+        Ok(match self.config.activation()? {
+            Activation::GeluTanh => ops::geglu(&gate, &up)?,
+            _ => ops::swiglu(&gate, &up)?,
+        })
     }
 
     /// The norm before the output head, and the mixture of parallel streams:
@@ -404,9 +411,13 @@ impl Decoder {
         Ok(ops::linear_cross_entropy(&hidden, &head, &targets.flatten_all()?, &options)?)
     }
 
-    /// Mean next-token cross-entropy of `ids: [batch, seq + 1]`. Where a router decides how deep a
-    /// token goes, it routes as in training, and its auxiliary losses are added.
+    /// Mean next-token cross-entropy of `ids: [batch, seq + 1]`. Where a router decides, it routes as
+    /// in training (without noise, which needs a seed: [`Decoder::training_loss`]), and its auxiliary
+    /// losses are added.
     pub fn next_token_loss(&self, ids: &Tensor) -> Result<Tensor> {
+        if self.config.mixture_of_experts.is_some() {
+            return Ok(self.experts_loss(ids, MoePhase::Training(None))?.total);
+        }
         if self.config.mixture_of_recursions.is_some() {
             return Ok(self.routed_loss(ids, false)?.total);
         }
@@ -415,6 +426,9 @@ impl Decoder {
 
     /// [`Decoder::next_token_loss`] through [`Decoder::forward_recomputing`].
     pub fn next_token_loss_recomputing(&self, ids: &Tensor) -> Result<Tensor> {
+        if self.config.mixture_of_experts.is_some() {
+            return Ok(self.experts_loss_recomputing(ids, MoePhase::Training(None))?.total);
+        }
         if self.config.mixture_of_recursions.is_some() {
             return Ok(self.routed_loss(ids, true)?.total);
         }
@@ -460,40 +474,52 @@ impl Decoder {
 impl DecoderConfig {
     /// Name and shape of every weight, in model order.
     pub fn weights(&self) -> Vec<(String, Vec<usize>)> {
-        let (h, f, d) = (self.hidden_size, self.intermediate_size, self.head_dim);
-        let (q, kv) = (self.num_attention_heads * d, self.num_key_value_heads * d);
+        let h = self.hidden_size;
         let mut all = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, h])];
-        for layer in 0..self.num_hidden_layers {
-            let p = layer_prefix(layer);
-            let mut add =
-                |name: &str, shape: &[usize]| all.push((format!("{p}{name}"), shape.to_vec()));
-            let matrices = [[q, h], [kv, h], [kv, h], [h, q], [f, h], [f, h], [h, f]];
-            for (name, shape) in BLOCK_MATRICES.iter().zip(matrices) {
-                add(name, &shape);
-            }
-            add("input_layernorm.weight", &[h]);
-            add("post_attention_layernorm.weight", &[h]);
-            match self.model_type {
-                Family::Llama => {}
-                Family::Qwen2 => {
-                    add("self_attn.q_proj.bias", &[q]);
-                    add("self_attn.k_proj.bias", &[kv]);
-                    add("self_attn.v_proj.bias", &[kv]);
-                }
-                Family::Qwen3 | Family::Gemma3 => {
-                    add("self_attn.q_norm.weight", &[d]);
-                    add("self_attn.k_norm.weight", &[d]);
-                }
-            }
-            if self.model_type == Family::Gemma3 {
-                add("pre_feedforward_layernorm.weight", &[h]);
-                add("post_feedforward_layernorm.weight", &[h]);
-            }
+        let layer = self.layer_weights();
+        for index in 0..self.num_hidden_layers {
+            let p = layer_prefix(index);
+            all.extend(layer.iter().map(|(name, shape)| (format!("{p}{name}"), shape.clone())));
         }
         all.extend(self.stream_weights());
         all.extend(self.router_weights());
         all.push(("model.norm.weight".to_owned(), vec![h]));
         all.push(("lm_head.weight".to_owned(), vec![self.vocab_size, h]));
+        all
+    }
+}
+
+impl DecoderConfig {
+    /// Name within a layer and shape of the weights that every layer has.
+    pub(super) fn layer_weights(&self) -> Vec<(String, Vec<usize>)> {
+        let (h, d) = (self.hidden_size, self.head_dim);
+        let (q, kv) = (self.num_attention_heads * d, self.num_key_value_heads * d);
+        let attention = [[q, h], [kv, h], [kv, h], [h, q]];
+        let mut all: Vec<(String, Vec<usize>)> = BLOCK_MATRICES
+            .iter()
+            .zip(attention)
+            .map(|(name, shape)| ((*name).to_owned(), shape.to_vec()))
+            .collect();
+        all.extend(self.feed_forward_weights());
+        let mut add = |name: &str, width: usize| all.push((name.to_owned(), vec![width]));
+        add("input_layernorm.weight", h);
+        add("post_attention_layernorm.weight", h);
+        match self.model_type {
+            Family::Llama => {}
+            Family::Qwen2 => {
+                add("self_attn.q_proj.bias", q);
+                add("self_attn.k_proj.bias", kv);
+                add("self_attn.v_proj.bias", kv);
+            }
+            Family::Qwen3 | Family::Gemma3 => {
+                add("self_attn.q_norm.weight", d);
+                add("self_attn.k_norm.weight", d);
+            }
+        }
+        if self.model_type == Family::Gemma3 {
+            add("pre_feedforward_layernorm.weight", h);
+            add("post_feedforward_layernorm.weight", h);
+        }
         all
     }
 }

@@ -100,7 +100,7 @@ impl Decoder {
     /// When a weight cannot be made.
     pub fn plain(&self) -> Result<Self> {
         let mut bank = self.bank.materialize()?;
-        let mut config = self.config.clone();
+        let mut config = DecoderConfig { share_layers: false, ..self.config.clone() };
         if config.query_heads_per_kv_head.is_empty() {
             return Ok(Self { config, bank });
         }

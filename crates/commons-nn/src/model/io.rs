@@ -150,7 +150,9 @@ impl Loaded {
 }
 
 fn config_json(model: &Decoder) -> Result<Map<String, Value>> {
-    match model.config.to_json()? {
+    // A method may have shared something else since.
+    let share_layers = model.shares_layers();
+    match (DecoderConfig { share_layers, ..model.config.clone() }).to_json()? {
         Value::Object(map) => Ok(map),
         other => Err(Error::config("config", format!("{other} is not an object"))),
     }

@@ -3,9 +3,13 @@
 mod bert;
 mod config;
 mod decoder;
+mod experts;
 mod groups;
 mod io;
 mod kv;
+mod mixture;
+#[cfg(test)]
+mod mixture_tests;
 pub mod moe;
 mod mor;
 #[cfg(test)]
@@ -19,9 +23,11 @@ mod vit;
 pub use bert::{Bert, BertConfig};
 pub use config::{DecoderConfig, Family, LayerType, ParallelStreams};
 pub use decoder::{BLOCK_MATRICES, Decoder, Rotary, ids_tensor, layer_prefix};
+pub use experts::{EXPERTS_KEY, MixtureOfExperts, SHARE_LAYERS_KEY};
 pub use groups::{GROUPS_KEY, key_heads};
 pub use io::{Loaded, SaveFormat};
 pub use kv::KvCache;
+pub use mixture::{ExpertsLoss, ExpertsPass, MoePhase, TrainingLoss};
 pub use mor::{Routed, RoutedLoss, Routing};
 pub use recursion::{
     MixtureOfRecursions, RECURSION_KEY, RecursionCache, RecursionGate, RecursionSharing,

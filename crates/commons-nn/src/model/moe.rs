@@ -163,7 +163,8 @@ fn shared_expert(bank: &Bank, module: &str, x: &Tensor, act: Activation) -> Resu
     let gate = format!("{module}.gate_proj");
     let inner = match bank.contains(&format!("{gate}.weight")) {
         true if act == Activation::Silu => ops::swiglu(&bank.linear(&gate, x)?, &up)?,
-        true => return Err(Error::config("act", "gated shared experts need silu")),
+        true if act == Activation::GeluTanh => ops::geglu(&bank.linear(&gate, x)?, &up)?,
+        true => return Err(Error::config("act", "gated shared experts need silu or tanh-GELU")),
         false => ops::activation(&up, act)?,
     };
     bank.linear(&format!("{module}.down_proj"), &inner)

@@ -42,9 +42,10 @@ impl DecoderConfig {
     /// Checks that a program which knows nothing of parallel streams and routers computes the same.
     ///
     /// # Errors
-    /// When there are streams, a prefix or a router.
+    /// When there are streams, a prefix, a router or experts.
     pub fn check_plain(&self) -> Result<()> {
         self.check_unrouted()?;
+        self.check_without_experts()?;
         let Some(streams) = self.parallel_streams else { return Ok(()) };
         Err(Error::config(
             "parallel_streams",
