@@ -241,8 +241,10 @@ impl Steps {
 
     fn describe(&self, report: &StepReport) -> String {
         let left = self.seconds * (report.steps - report.step) as f64;
+        let part = |(name, value): &(&str, f64)| format!("  {name} {}", number(*value));
+        let parts: String = report.parts.iter().map(part).collect();
         format!(
-            "loss {}  lr {:.1e}  |g| {}  {} tok/s  ETA {}",
+            "loss {}  lr {:.1e}  |g| {}  {} tok/s  ETA {}{parts}",
             number(report.loss),
             report.learning_rate,
             number(report.grad_norm),

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::time::Instant;
 
 use commons_nn::model::moe::experts;
+use commons_nn::model::{Decoder, MoePhase, layer_prefix};
 use commons_ops::{self as ops, Activation, Dispatch, Expert, Tensor};
 
-use super::decoder::MoeDecoder;
 use crate::{Error, Result};
 
 /// A layer's routed experts spread over devices, each a thread with a pool of one thread.
@@ -37,19 +37,19 @@ impl Devices {
     /// Spreads the experts of layer `l` over `devices`.
     ///
     /// # Errors
-    /// When devices do not divide the experts, or threads cannot be made.
-    pub fn new(model: &MoeDecoder, l: usize, devices: usize) -> Result<Self> {
-        let n = model.config.experts;
+    /// When the model has no experts, devices do not divide them, or threads cannot be made.
+    pub fn new(model: &Decoder, l: usize, devices: usize) -> Result<Self> {
+        let n = model.experts()?.num_experts;
         if devices == 0 || !n.is_multiple_of(devices) {
             let reason = format!("{devices} must divide the {n} experts");
             return Err(Error::config("devices", reason));
         }
-        let module = format!("{}mlp", commons_nn::model::layer_prefix(l));
+        let module = format!("{}mlp", layer_prefix(l));
         let pool = |_| rayon::ThreadPoolBuilder::new().num_threads(1).build();
         let pools = (0..devices).map(pool).collect::<Result<Vec<_>, _>>();
         let pools = pools.map_err(|e| Error::config("devices", e.to_string()))?;
-        let experts = experts(&model.decoder.bank, &module, n)?;
-        Ok(Self { pools, experts, act: model.route().act })
+        let experts = experts(&model.bank, &module, n)?;
+        Ok(Self { pools, experts, act: model.expert_route(l, MoePhase::Scoring)?.act })
     }
 
     /// The experts of a device.

@@ -233,7 +233,7 @@ fn model_table(all: &[Trained]) -> Table {
             "ms per step",
         ]);
     for t in all {
-        let stored = t.model.decoder.bank.stored();
+        let stored = t.model.bank.stored();
         let ms = 1e3 * t.step_seconds;
         table.push(cells![t.router.key(), stored, t.loss, t.balance, t.busiest_expert, ms]);
     }

@@ -48,6 +48,9 @@
 //! * No re-grouping of a trained top-K router, and no loss per group in place of (5).
 //!
 //! # Use
+//! `commons train --arch mini --experts 16 --active-experts 4 --expert-groups 2 -o moge` trains a
+//! decoder so ([`MixtureOfExperts`](commons_nn::model::MixtureOfExperts)). Routing by itself:
+//!
 //! ```
 //! use commons_core::Seed;
 //! use commons_ops::{Dispatch, Selection};
@@ -62,7 +65,6 @@
 //! # Ok::<(), commons_weights::Error>(())
 //! ```
 
-mod decoder;
 mod devices;
 mod evidence;
 mod imbalance;
@@ -70,7 +72,6 @@ pub mod study;
 #[cfg(test)]
 mod tests;
 
-pub use decoder::{MoeDecoder, MoeDecoderConfig, Passed};
 pub use devices::{Devices, Step};
 pub use evidence::Evidence;
 pub use imbalance::{Simulated, busiest, device_loads, imbalance, scores, simulate};

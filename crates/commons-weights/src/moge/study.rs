@@ -5,14 +5,15 @@ use commons_core::Seed;
 use commons_core::evidence::Run;
 use commons_core::stats::mean;
 use commons_nn::model::moe::MoeTimeSums;
+use commons_nn::model::{Decoder, DecoderConfig, ExpertsPass, MixtureOfExperts, MoePhase};
 use commons_nn::train::{At, Loss, Outcome, TokenStream, TrainConfig, Trainer};
 use commons_ops::{self as ops, Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::decoder::{MoeDecoder, MoeDecoderConfig};
 use super::devices::Devices;
 use super::imbalance::{busiest, imbalance};
+use crate::baseline::scratch::ScratchConfig;
 use crate::{Error, Result};
 
 /// Who chooses experts.
@@ -36,11 +37,12 @@ impl Router {
         }
     }
 
-    /// The decoder of `config` that chooses so.
-    pub fn apply(self, config: &MoeDecoderConfig) -> MoeDecoderConfig {
+    /// The experts of `mixture`, chosen so: top-K has one group, and weights divided by their sum.
+    pub fn apply(self, mixture: &MixtureOfExperts) -> MixtureOfExperts {
+        let plain = MixtureOfExperts { expert_groups: 1, norm_topk_prob: None, ..mixture.clone() };
         match self {
-            Self::TopK => config.plain(),
-            Self::Moge => config.clone(),
+            Self::TopK => MixtureOfExperts { norm_topk_prob: Some(true), ..plain },
+            Self::Moge => mixture.clone(),
         }
     }
 }
@@ -49,10 +51,10 @@ impl Router {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Study {
-    /// The decoder. Its groups are the devices that imbalance is counted on.
-    pub decoder: MoeDecoderConfig,
-    /// Training.
-    pub train: TrainConfig,
+    /// The decoder around the experts, and its training.
+    pub scratch: ScratchConfig,
+    /// The experts. Their groups are the devices that imbalance is counted on.
+    pub experts: MixtureOfExperts,
     /// Batches of test text scored.
     pub eval_batches: u64,
     /// Tokens of the batches run on devices, rising.
@@ -66,8 +68,22 @@ pub struct Study {
 impl Default for Study {
     fn default() -> Self {
         Self {
-            decoder: MoeDecoderConfig::default(),
-            train: TrainConfig { steps: 200, batch_size: 8, ..TrainConfig::default() },
+            scratch: ScratchConfig {
+                hidden_size: 128,
+                intermediate_size: 256,
+                num_hidden_layers: 4,
+                num_attention_heads: 4,
+                num_key_value_heads: 4,
+                train: TrainConfig { steps: 200, batch_size: 8, ..TrainConfig::default() },
+            },
+            experts: MixtureOfExperts {
+                num_experts: 16,
+                num_experts_per_tok: 4,
+                expert_groups: 2,
+                moe_intermediate_size: Some(64),
+                shared_expert_intermediate_size: 64,
+                ..MixtureOfExperts::default()
+            },
             eval_batches: 8,
             device_tokens: vec![16, 128, 1024],
             device_batches: 8,
@@ -82,7 +98,7 @@ pub struct Trained {
     /// Who chooses.
     pub router: Router,
     /// The decoder.
-    pub model: MoeDecoder,
+    pub model: Decoder,
     /// Test loss, nats per byte.
     pub loss: f64,
     /// Balance loss at the end over its least value 1, mean over layers.
@@ -111,14 +127,29 @@ pub struct OnDevices {
 }
 
 impl Study {
+    /// The decoder with experts chosen by `router`. Shapes and first values do not depend on it, so
+    /// both start from the same weights.
+    ///
+    /// # Errors
+    /// When counts do not fit.
+    pub fn config(&self, router: Router) -> Result<DecoderConfig> {
+        let mixture_of_experts = Some(router.apply(&self.experts));
+        let config = DecoderConfig { mixture_of_experts, ..self.scratch.decoder()? };
+        config.check()?;
+        Ok(config)
+    }
+
     /// Checks counts.
     ///
     /// # Errors
     /// Naming the field.
     pub fn check(&self) -> Result<()> {
-        self.decoder.check()?;
-        if self.decoder.groups < 2 {
-            return Err(Error::config("decoder.groups", "imbalance needs at least two devices"));
+        self.config(Router::Moge)?;
+        if self.experts.expert_groups < 2 {
+            return Err(Error::config(
+                "experts.expert_groups",
+                "imbalance needs at least two devices",
+            ));
         }
         if self.eval_batches == 0 || self.device_batches == 0 || self.repeats == 0 {
             let reason = "eval_batches, device_batches and repeats must be at least 1";
@@ -141,7 +172,7 @@ impl Study {
     }
 
     fn seq(&self) -> usize {
-        self.train.seq_len.max(1)
+        self.scratch.train.seq_len.max(1)
     }
 
     /// Trains and scores a decoder with `router`.
@@ -155,20 +186,21 @@ impl Study {
         seed: Seed,
         run: &mut Run,
     ) -> Result<Trained> {
-        let model = MoeDecoder::init(router.apply(&self.decoder), seed.fork("init", 0))?;
-        let t = &self.train;
+        let model = Decoder::init(self.config(router)?, seed.fork("init", 0))?;
+        let t = &self.scratch.train;
         let stream =
             TokenStream::new(texts.0.clone(), t.seq_len, t.batch_size, seed.fork("data", 0))?;
-        let mut trainer =
-            Trainer::new(t.clone(), &model.decoder.bank)?.stop_flag(run.stop().flag());
+        let mut trainer = Trainer::new(t.clone(), &model.bank)?.stop_flag(run.stop().flag());
         let progress = run.progress();
         let mut task = progress.task(router.key(), Some(t.steps as u64));
         let (mut times, mut logged) = (MoeTimeSums::default(), Vec::new());
         let outcome = trainer.run(
             |At { batch, .. }| {
-                let passed = model.loss(&stream.batch(batch, &Device::Cpu)?)?;
-                passed.layers.iter().for_each(|l| times.add(&l.times));
-                Ok(Loss::new(model.total(&passed)?, stream.tokens_per_batch()))
+                let ids = stream.batch(batch, &Device::Cpu)?;
+                let phase = MoePhase::Training(Some(seed.fork("noise", batch)));
+                let done = model.experts_loss(&ids, phase)?;
+                done.pass.iter().flat_map(|p| &p.layers).for_each(|l| times.add(&l.times));
+                Ok(Loss::new(done.total, stream.tokens_per_batch()))
             },
             |report| {
                 task.update(report.step as u64, &format!("loss {:.3}", report.loss));
@@ -189,16 +221,17 @@ impl Study {
     }
 
     /// Test loss, balance loss, and load of the busiest expert of a group over the mean.
-    fn score(&self, model: &MoeDecoder, test: &[u32], seed: Seed) -> Result<[f64; 3]> {
+    fn score(&self, model: &Decoder, test: &[u32], seed: Seed) -> Result<[f64; 3]> {
         let (mut losses, mut balance, mut uneven) = (Vec::new(), Vec::new(), Vec::new());
         let seed = seed.fork("test", 0);
-        let stream = TokenStream::new(test.to_vec(), self.seq(), self.train.batch_size, seed)?;
-        let group = self.decoder.selection().group_size();
+        let stream =
+            TokenStream::new(test.to_vec(), self.seq(), self.scratch.train.batch_size, seed)?;
+        let group = self.experts.selection().group_size();
         for batch in 0..self.eval_batches {
             let ids = stream.batch(batch, &Device::Cpu)?;
-            let passed = ops::no_grad(|| model.loss(&ids))?;
-            losses.push(f64::from(passed.loss.to_scalar::<f32>()?));
-            for layer in &passed.layers {
+            let (loss, pass) = scored(model, &ids)?;
+            losses.push(loss);
+            for layer in &pass.layers {
                 balance.push(f64::from(layer.balance.to_scalar::<f32>()?));
                 for counts in layer.dispatch.selected().chunks_exact(group) {
                     let total = counts.iter().sum::<usize>().max(1) as f64;
@@ -246,16 +279,16 @@ impl Study {
 
     /// Imbalance score and busiest device (means over layers), wall time and gap (sums over
     /// layers) of one batch.
-    fn step(&self, model: &MoeDecoder, ids: &Tensor) -> Result<[f64; 4]> {
-        let devices = self.decoder.groups;
-        let passed = ops::no_grad(|| model.loss(ids))?;
+    fn step(&self, model: &Decoder, ids: &Tensor) -> Result<[f64; 4]> {
+        let devices = self.experts.expert_groups;
+        let renormalize = model.experts()?.renormalizes();
+        let (_, pass) = scored(model, ids)?;
         let (mut uneven, mut most, mut wall, mut gap) = (Vec::new(), Vec::new(), 0., 0.);
-        for (l, layer) in passed.layers.iter().enumerate() {
+        for (l, layer) in pass.layers.iter().enumerate() {
             uneven.push(imbalance(&layer.dispatch, devices)?);
             most.push(busiest(&layer.dispatch, devices)?);
-            let x = model.normed(l, &passed.residual[l])?.detach();
-            let (p, renormalize) = (layer.probabilities.detach(), model.config.renormalize);
-            let gates = ops::gates(&p, &layer.dispatch, renormalize)?;
+            let x = model.mlp_norm(l, &pass.residual[l])?.detach();
+            let gates = ops::gates(&layer.probabilities.detach(), &layer.dispatch, renormalize)?;
             let on = Devices::new(model, l, devices)?;
             let mut best: Option<super::devices::Step> = None;
             for _ in 0..self.repeats {
@@ -269,4 +302,11 @@ impl Study {
         }
         Ok([mean(&uneven), mean(&most), wall, gap])
     }
+}
+
+/// Next-token loss of `ids [batch, seq + 1]`, nats, and what the mixtures did.
+fn scored(model: &Decoder, ids: &Tensor) -> Result<(f64, ExpertsPass)> {
+    let done = ops::no_grad(|| model.experts_loss(ids, MoePhase::Scoring))?;
+    let pass = done.pass.ok_or_else(|| Error::config("experts", "nothing was passed"))?;
+    Ok((f64::from(done.loss.to_scalar::<f32>()?), pass))
 }

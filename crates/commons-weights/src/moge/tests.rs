@@ -1,27 +1,31 @@
 use commons_core::Seed;
 use commons_core::stats::mean;
+use commons_nn::model::{Decoder, ExpertsLoss, MixtureOfExperts, MoePhase};
 use commons_nn::train::{At, Loss, TrainConfig, Trainer};
 use commons_ops::{self as ops, Device, Dispatch, Selection, Tensor};
 use proptest::prelude::*;
 
+use super::study::{Router, Study};
 use super::*;
 
-fn config() -> MoeDecoderConfig {
-    MoeDecoderConfig {
-        hidden_size: 16,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        experts: 8,
-        active: 4,
-        groups: 2,
-        intermediate_size: 12,
-        shared_intermediate_size: 8,
-        ..MoeDecoderConfig::default()
-    }
+fn study() -> Study {
+    let mut study = Study::default();
+    study.scratch.hidden_size = 16;
+    study.scratch.num_hidden_layers = 2;
+    study.scratch.num_attention_heads = 2;
+    study.scratch.num_key_value_heads = 2;
+    study.experts.num_experts = 8;
+    study.experts.moe_intermediate_size = Some(12);
+    study.experts.shared_expert_intermediate_size = 8;
+    study
 }
 
-fn model(config: MoeDecoderConfig) -> MoeDecoder {
-    MoeDecoder::init(config, Seed::new(1)).unwrap()
+fn model(study: &Study, router: Router) -> Decoder {
+    Decoder::init(study.config(router).unwrap(), Seed::new(1)).unwrap()
+}
+
+fn loss(model: &Decoder, ids: &Tensor) -> ExpertsLoss {
+    model.experts_loss(ids, MoePhase::Training(None)).unwrap()
 }
 
 fn ids(rows: usize, width: usize) -> Tensor {
@@ -90,9 +94,11 @@ fn one_group_is_top_k_and_whole_groups_are_everything() {
 
 #[test]
 fn both_routers_have_the_same_parameters_and_start() {
-    let (moge, plain) = (model(config()), model(config().plain()));
-    let bank = |m: &MoeDecoder| {
-        let all = m.decoder.bank.stored_vars();
+    let (moge, plain) = (model(&study(), Router::Moge), model(&study(), Router::TopK));
+    let weighs = |m: &Decoder| m.experts().unwrap().renormalizes();
+    assert!(weighs(&plain) && !weighs(&moge));
+    let bank = |m: &Decoder| {
+        let all = m.bank.stored_vars();
         all.map(|(n, v)| (n.to_owned(), values(v.as_tensor()))).collect::<Vec<_>>()
     };
     assert_eq!(bank(&moge), bank(&plain));
@@ -105,20 +111,18 @@ fn both_routers_have_the_same_parameters_and_start() {
 /// Groups are balanced in every layer of a whole decoder, whatever it reads.
 #[test]
 fn a_decoder_of_groups_is_balanced() {
-    let passed = model(config()).loss(&ids(3, 10)).unwrap();
-    for layer in &passed.layers {
+    let layers = |router| loss(&model(&study(), router), &ids(3, 10)).pass.unwrap().layers;
+    for layer in layers(Router::Moge) {
         assert_eq!(device_loads(&layer.dispatch, 2).unwrap(), [54, 54]);
     }
-    let plain = model(config().plain()).loss(&ids(3, 10)).unwrap();
-    assert!(plain.layers.iter().any(|l| imbalance(&l.dispatch, 2).unwrap() > 0.));
+    assert!(layers(Router::TopK).iter().any(|l| imbalance(&l.dispatch, 2).unwrap() > 0.));
 }
 
 #[test]
 fn everything_gets_a_gradient() {
-    let model = model(config());
-    let passed = model.loss(&ids(4, 33)).unwrap();
-    let grads = ops::backward(&model.total(&passed).unwrap()).unwrap();
-    let bank = &model.decoder.bank;
+    let model = model(&study(), Router::Moge);
+    let grads = ops::backward(&loss(&model, &ids(4, 33)).total).unwrap();
+    let bank = &model.bank;
     let missing: Vec<&str> =
         bank.trainable().filter(|(_, v)| grads.get(v).is_none()).map(|(n, _)| n).collect();
     assert!(missing.is_empty(), "{missing:?}");
@@ -126,25 +130,24 @@ fn everything_gets_a_gradient() {
 
 #[test]
 fn training_lowers_the_loss() {
-    let model = model(config());
-    let (ids, bank) = (ids(4, 17), &model.decoder.bank);
+    let model = model(&study(), Router::Moge);
+    let (ids, bank) = (ids(4, 17), &model.bank);
     let train = TrainConfig { steps: 40, learning_rate: 1e-2, ..TrainConfig::default() };
     let mut losses = Vec::new();
     let mut trainer = Trainer::new(train, bank).unwrap();
-    let loss = |_: At| {
-        let passed = model.loss(&ids)?;
-        Ok(Loss::new(model.total(&passed)?, 64))
-    };
-    trainer.run(loss, |report| losses.push(report.loss)).unwrap();
+    let step = |_: At| Ok(Loss::new(loss(&model, &ids).total, 64));
+    trainer.run(step, |report| losses.push(report.loss)).unwrap();
     assert!(losses[39] < 0.8 * losses[0], "{losses:?}");
 }
 
 #[test]
 fn devices_compute_what_the_layer_does() {
-    let model = model(MoeDecoderConfig { shared_intermediate_size: 0, ..config() });
-    let passed = model.loss(&ids(2, 8)).unwrap();
-    for (l, layer) in passed.layers.iter().enumerate() {
-        let x = model.normed(l, &passed.residual[l]).unwrap();
+    let mut study = study();
+    study.experts.shared_expert_intermediate_size = 0;
+    let model = model(&study, Router::Moge);
+    let pass = loss(&model, &ids(2, 8)).pass.unwrap();
+    for (l, layer) in pass.layers.iter().enumerate() {
+        let x = model.mlp_norm(l, &pass.residual[l]).unwrap();
         let gates = ops::gates(&layer.probabilities, &layer.dispatch, false).unwrap();
         let (y, step) =
             Devices::new(&model, l, 2).unwrap().run(&x, &gates, &layer.dispatch).unwrap();
@@ -158,12 +161,20 @@ fn devices_compute_what_the_layer_does() {
 
 #[test]
 fn misfits_name_the_field() {
-    let text = |config: MoeDecoderConfig| config.check().unwrap_err().to_string();
-    assert!(text(MoeDecoderConfig { groups: 3, ..config() }).contains("groups"));
-    assert!(text(MoeDecoderConfig { active: 3, ..config() }).contains("active"));
-    assert!(text(MoeDecoderConfig { num_attention_heads: 3, ..config() }).contains("heads"));
-    let study = study::Study { device_tokens: vec![200], ..Default::default() };
-    assert!(study.check().unwrap_err().to_string().contains("device_tokens"));
+    let text = |change: fn(&mut Study)| {
+        let mut study = study();
+        change(&mut study);
+        study.check().unwrap_err().to_string()
+    };
+    study().check().unwrap();
+    assert!(text(|s| s.experts.expert_groups = 3).contains("expert_groups"));
+    assert!(text(|s| s.experts.expert_groups = 1).contains("two devices"));
+    assert!(text(|s| s.experts.num_experts_per_tok = 3).contains("num_experts_per_tok"));
+    assert!(text(|s| s.scratch.num_attention_heads = 3).contains("heads"));
+    assert!(text(|s| s.device_tokens = vec![200]).contains("device_tokens"));
+    let default = Study::default().experts;
+    let plain = Router::TopK.apply(&default);
+    assert_eq!(MixtureOfExperts { expert_groups: 2, norm_topk_prob: None, ..plain }, default);
 }
 
 proptest! {

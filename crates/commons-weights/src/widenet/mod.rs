@@ -50,6 +50,11 @@
 //! * Some figures of the paper are known to us from memory only and marked so.
 //!
 //! # Use
+//! `commons train --arch mini --experts 4 --active-experts 2 --share-layers -o widenet` trains a
+//! decoder of this kind, with RMSNorm and gated experts. The rest of (2) and (3) is
+//! `--set mixture_of_experts.norm_topk_prob=false`, and likewise `capacity_factor=1.2` and
+//! `router_noise=0.25`. The encoder of the study:
+//!
 //! ```
 //! use commons_core::Seed;
 //! use commons_ops::{Device, Tensor};

@@ -162,6 +162,7 @@ pub fn run(app: &App, args: &CompressArgs) -> Result<Done> {
     let mut settings = settings::resolve(app, args, None)?;
     let original = model::load(app, &settings.config.model)?;
     original.model.config.check_every_layer()?;
+    original.model.config.check_dense()?;
     settings = settings::resolve(app, args, Some(&original.model.config))?;
     let Resolved { config, compressor, heal } = &settings;
     heal.check()?;

@@ -10,7 +10,7 @@ use commons_nn::bank::{PART, PLAN_KEY, SharingPlan};
 use commons_nn::format::folder::CONFIG_FILE;
 use commons_nn::format::gguf::Gguf;
 use commons_nn::format::safetensors::{Checkpoint, Dtype};
-use commons_nn::model::{GROUPS_KEY, RECURSION_KEY};
+use commons_nn::model::{DecoderConfig, EXPERTS_KEY, GROUPS_KEY, RECURSION_KEY, SHARE_LAYERS_KEY};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -70,6 +70,9 @@ struct Inspection {
     stored: Count,
     /// As a plain checkpoint would hold it, in the mean bytes per parameter of this one.
     logical: Count,
+    /// Parameters that a token multiplies, where it passes some of the experts only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    active: Option<u64>,
     sharing: Vec<Line>,
     #[serde(skip_serializing_if = "Option::is_none")]
     adapter: Option<Map<String, Value>>,
@@ -171,14 +174,21 @@ fn inspect_safetensors(path: &Path) -> Result<Inspection> {
     };
     let beside =
         if path.is_dir() { path.join(CONFIG_FILE) } else { path.with_file_name(CONFIG_FILE) };
-    let architecture =
-        if beside.is_file() { outline(&read_object(&beside)?) } else { BTreeMap::new() };
+    let config = beside.is_file().then(|| read_object(&beside)).transpose()?;
+    let architecture = config.as_ref().map(outline).unwrap_or_default();
     let kind = match (&adapter, path.is_dir()) {
         (Some(_), _) => "PEFT adapter folder",
         (None, true) => "Hugging Face folder",
         (None, false) => "safetensors file",
     };
-    Ok(Inspection::new(path, kind, architecture, tensors, &plan, adapter))
+    let mut inspection = Inspection::new(path, kind, architecture, tensors, &plan, adapter);
+    if let Some(config) = config.filter(|c| c.get(EXPERTS_KEY).is_some_and(|v| !v.is_null())) {
+        let config = DecoderConfig::from_json(&Value::Object(config))
+            .during(|| beside.display().to_string())?;
+        inspection.active = Some(config.active_parameters() as u64);
+        inspection.sharing.extend(sharing::experts(&config));
+    }
+    Ok(inspection)
 }
 
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
@@ -191,7 +201,7 @@ fn dtype_name(dtype: Dtype) -> String {
 
 /// The fields of a `config.json` that say what a model looks like, where it has them.
 fn outline(config: &Map<String, Value>) -> BTreeMap<&'static str, Value> {
-    const FIELDS: [&str; 10] = [
+    const FIELDS: [&str; 12] = [
         "model_type",
         "num_hidden_layers",
         "hidden_size",
@@ -200,6 +210,8 @@ fn outline(config: &Map<String, Value>) -> BTreeMap<&'static str, Value> {
         "num_key_value_heads",
         GROUPS_KEY,
         RECURSION_KEY,
+        EXPERTS_KEY,
+        SHARE_LAYERS_KEY,
         "vocab_size",
         "max_position_embeddings",
     ];
@@ -244,6 +256,7 @@ impl Inspection {
             dtypes,
             stored,
             logical,
+            active: None,
             sharing,
             adapter,
             count: tensors.len(),
@@ -317,6 +330,9 @@ fn show(app: &App, i: &Inspection) -> Result<()> {
         format!(" ({:.1} % of it stored)", 100. * ratio)
     };
     grid.row(["logical", &format!("{}{saved}", count(i.logical))]);
+    if let Some(active) = i.active {
+        grid.row(["active", &format!("{} parameters multiply a token", grouped(active as i64))]);
+    }
     app.out.grid(&grid)?;
     show_sharing(app, &i.sharing)?;
     show_tensors(app, i.tensors.as_deref())

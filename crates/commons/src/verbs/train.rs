@@ -1,18 +1,18 @@
 //! `train`: a decoder from scratch, a model further, or low-rank adapters on it.
 
+mod adapters;
 mod arch;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
 use commons_core::Seed;
-use commons_core::fs::{create_folder, write_json_atomic};
+use commons_core::fs::write_json_atomic;
 use commons_nn::eval::Perplexity;
-use commons_nn::format::peft::{Adapter, LoraConfig as PeftConfig, LoraPair};
 use commons_nn::model::{
-    BLOCK_MATRICES, Decoder, DecoderConfig, MixtureOfRecursions, SaveFormat, layer_prefix,
+    Decoder, DecoderConfig, EXPERTS_KEY, MixtureOfExperts, MixtureOfRecursions, SHARE_LAYERS_KEY,
+    SaveFormat,
 };
 use commons_nn::train::{At, Loss, Outcome, Resume, TokenStream, TrainConfig, Trainer};
 use commons_ops::DType;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cli::{App, Done};
-use crate::config::{Layer, nearest, resolve};
+use crate::config::{Layer, resolve};
 use crate::error::{During, Failure, Result};
 use crate::examples;
 use crate::model::{self, Loaded, Options, size_on_disk};
@@ -30,6 +30,7 @@ use crate::signals::resume_command;
 use crate::text::{self, CORPUS, Division};
 use crate::verbs::eval::{measure, windows};
 use crate::work::{Opened, Policy, SETTINGS, Work, read_json};
+use adapters::LoraConfig;
 use commons_core::format::{bytes, grouped, number};
 
 pub const EXAMPLES: &str = examples![
@@ -41,6 +42,10 @@ pub const EXAMPLES: &str = examples![
     "$ commons train --model smollm2-135m --data notes.jsonl --lora-rank 16 -o tuned",
     "# a model whose middle layers each token passes as often as a router says",
     "$ commons train --arch mini --recursions 3 --router expert -o mor",
+    "# sixteen experts in each layer, of which a token takes two of each half (grouped routing)",
+    "$ commons train --arch mini --experts 16 --active-experts 4 --expert-groups 2 -o moge",
+    "# one attention and one mixture of experts for all layers, which keep norms of their own",
+    "$ commons train --arch mini --experts 4 --active-experts 2 --share-layers -o widenet",
     "# after an interruption",
     "$ commons train --arch nano --steps 300 -o nano --resume",
     "# any setting by its name",
@@ -83,6 +88,18 @@ pub struct TrainArgs {
     /// Whose keys and values a recursion sees [default: recursion]
     #[arg(long, value_enum, help_heading = "Recursions", requires = "recursions")]
     pub recursion_cache: Option<CacheName>,
+    /// Experts of a new model in place of every feed-forward part (mixture of experts)
+    #[arg(long, value_name = "N", conflicts_with = "model", help_heading = "Experts")]
+    pub experts: Option<usize>,
+    /// Experts that a token takes [default: 2]
+    #[arg(long, value_name = "K", help_heading = "Experts", requires = "experts")]
+    pub active_experts: Option<usize>,
+    /// Groups of experts; a token takes as many of one as of any other [default: 1]
+    #[arg(long, value_name = "M", help_heading = "Experts", requires = "experts")]
+    pub expert_groups: Option<usize>,
+    /// All layers of a new model have the same matrices, and norms of their own
+    #[arg(long, conflicts_with = "model", help_heading = "Experts")]
+    pub share_layers: bool,
     /// Folder to write [default: ARCH-trained or MODEL-trained]
     #[arg(short, long, value_name = "OUT")]
     pub out: Option<PathBuf>,
@@ -194,24 +211,6 @@ pub enum OptimizerName {
     ZeroOrder,
 }
 
-/// Low-rank adapters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LoraConfig {
-    /// 0 trains the whole model.
-    rank: usize,
-    /// `None` is twice the rank.
-    alpha: Option<f32>,
-    /// Last parts of module names.
-    target_modules: Vec<String>,
-}
-
-impl LoraConfig {
-    fn alpha(&self) -> f32 {
-        self.alpha.unwrap_or(2. * self.rank as f32)
-    }
-}
-
 /// Settings of `train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -223,14 +222,15 @@ struct Settings {
     eval_data: Option<String>,
     /// 0 recursions: none.
     mixture_of_recursions: MixtureOfRecursions,
+    /// 0 experts: none.
+    mixture_of_experts: MixtureOfExperts,
+    share_layers: bool,
     lora: LoraConfig,
     train: TrainConfig,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let target_modules =
-            BLOCK_MATRICES.iter().filter_map(|m| module_of(m)).map(str::to_owned).collect();
         Self {
             arch: None,
             model: None,
@@ -241,15 +241,17 @@ impl Default for Settings {
                 recursions: 0,
                 ..MixtureOfRecursions::default()
             },
-            lora: LoraConfig { rank: 0, alpha: None, target_modules },
+            mixture_of_experts: no_experts(),
+            share_layers: false,
+            lora: LoraConfig::default(),
             train: TrainConfig::default(),
         }
     }
 }
 
-/// `q_proj` of `self_attn.q_proj.weight`.
-fn module_of(matrix: &str) -> Option<&str> {
-    matrix.strip_suffix(".weight")?.rsplit('.').next()
+/// The mixture of a model without one.
+fn no_experts() -> MixtureOfExperts {
+    MixtureOfExperts { num_experts: 0, ..MixtureOfExperts::default() }
 }
 
 /// What a run did.
@@ -278,9 +280,11 @@ struct Report {
 /// stopped it.
 pub fn run(app: &App, args: &TrainArgs) -> Result<Done> {
     let settings = settings(app, args)?;
-    if settings.model.is_none() {
-        // A shape that does not fit is refused before anything is written.
-        new_shape(app, &settings)?;
+    // A shape that does not fit is refused before anything is written.
+    match &settings.model {
+        None => drop(new_shape(app, &settings)?),
+        Some(name) if settings.lora.rank > 0 => settings.lora.check_model(app, name)?,
+        Some(_) => {}
     }
     let division = text::divide(
         app,
@@ -317,6 +321,10 @@ fn settings(app: &App, args: &TrainArgs) -> Result<Settings> {
         .put("mixture_of_recursions.router", args.router)
         .put("mixture_of_recursions.sharing", args.layer_sharing)
         .put("mixture_of_recursions.kv_cache", args.recursion_cache)
+        .put("mixture_of_experts.num_experts", args.experts)
+        .put("mixture_of_experts.num_experts_per_tok", args.active_experts)
+        .put("mixture_of_experts.expert_groups", args.expert_groups)
+        .put(SHARE_LAYERS_KEY, args.share_layers.then_some(true))
         .put("train.steps", args.steps)
         .put("train.learning_rate", args.lr)
         .put("train.batch_size", args.batch_size)
@@ -337,32 +345,33 @@ fn settings(app: &App, args: &TrainArgs) -> Result<Settings> {
     if settings.train.save_steps == 0 {
         settings.train.save_steps = settings.train.steps.div_ceil(CHECKPOINTS).max(1);
     }
-    let modules: Vec<String> =
-        BLOCK_MATRICES.iter().filter_map(|m| module_of(m)).map(str::to_owned).collect();
-    if let Some(unknown) = settings.lora.target_modules.iter().find(|m| !modules.contains(m)) {
-        let near = nearest(unknown, &modules);
-        let help = if near.is_empty() {
-            format!("modules: {}", modules.join(", "))
-        } else {
-            format!("did you mean {}?", near.join(" or "))
-        };
-        return Err(Failure::usage(
-            "--target-modules",
-            format!("`{unknown}` is not a module of a layer"),
-        )
-        .help(help));
-    }
-    if settings.model.is_some() && settings.mixture_of_recursions.recursions > 0 {
-        return Err(Failure::usage(
-            "mixture_of_recursions",
-            "belongs to a new model; the recursions of --model are its own",
-        ));
-    }
+    settings.lora.check()?;
+    check_shape(&settings)?;
     if settings.model.is_none() && settings.lora.rank > 0 {
         return Err(Failure::usage("lora.rank", "adapters on a new model train nothing else")
             .help("give the model to adapt with --model"));
     }
     Ok(settings)
+}
+
+/// Settings of a new model's shape belong to a new model, and experts to a mixture.
+fn check_shape(settings: &Settings) -> Result<()> {
+    let experts = &settings.mixture_of_experts;
+    if experts.num_experts == 0 && *experts != no_experts() {
+        return Err(Failure::usage(EXPERTS_KEY, "says how experts are used, but there are none")
+            .help("say how many with --experts"));
+    }
+    let given = [
+        ("mixture_of_recursions", settings.mixture_of_recursions.recursions > 0),
+        (EXPERTS_KEY, experts.num_experts > 0),
+        (SHARE_LAYERS_KEY, settings.share_layers),
+    ];
+    match given.iter().find(|(_, given)| *given) {
+        Some((key, _)) if settings.model.is_some() => {
+            Err(Failure::usage(*key, "belongs to a new model; the shape of --model is its own"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn default_out(settings: &Settings) -> PathBuf {
@@ -396,8 +405,12 @@ fn new_shape(app: &App, settings: &Settings) -> Result<(arch::Donor, DecoderConf
     let mut config = arch::resolve(name, &donor, settings.train.seq_len)?;
     if settings.mixture_of_recursions.recursions > 0 {
         config.mixture_of_recursions = Some(settings.mixture_of_recursions.clone());
-        config.check()?;
     }
+    if settings.mixture_of_experts.num_experts > 0 {
+        config.mixture_of_experts = Some(settings.mixture_of_experts.clone());
+    }
+    config.share_layers |= settings.share_layers;
+    config.check()?;
     Ok((donor, config))
 }
 
@@ -413,24 +426,9 @@ fn start(app: &App, settings: &Settings) -> Result<Loaded> {
         }
     };
     if settings.lora.rank > 0 {
-        add_adapters(&mut loaded.model, &settings.lora, seed.fork("lora", 0))?;
+        settings.lora.add(&mut loaded.model, seed.fork("lora", 0))?;
     }
     Ok(loaded)
-}
-
-/// Puts a low-rank term on every target and freezes everything else.
-fn add_adapters(model: &mut Decoder, lora: &LoraConfig, seed: Seed) -> Result<()> {
-    let before: BTreeSet<String> = model.bank.stored_vars().map(|(n, _)| n.to_owned()).collect();
-    for layer in 0..model.config.num_hidden_layers {
-        for matrix in BLOCK_MATRICES {
-            if module_of(matrix).is_some_and(|m| lora.target_modules.iter().any(|t| t == m)) {
-                let name = format!("{}{matrix}", layer_prefix(layer));
-                model.bank.add_lora(&name, lora.rank, lora.alpha(), seed)?;
-            }
-        }
-    }
-    model.bank.freeze(|name| before.contains(name));
-    Ok(())
 }
 
 fn train(
@@ -483,7 +481,7 @@ fn train(
     let result = work.result();
     loaded.save(&result, SaveFormat::Shared(DType::F32)).during(|| "writing the result".into())?;
     if settings.lora.rank > 0 {
-        write_adapter(settings, &loaded, &result.join(ADAPTER))?;
+        settings.lora.write(settings.model.as_deref(), &loaded, &result.join(ADAPTER))?;
     }
     write_json_atomic(result.join(SETTINGS), record)?;
     write_json_atomic(result.join(FILE), &report)?;
@@ -515,12 +513,10 @@ fn steps(
     let outcome = trainer.run(
         |At { batch, .. }| {
             let ids = stream.batch(batch, bank.device())?;
-            let loss = if t.gradient_checkpointing {
-                loaded.model.next_token_loss_recomputing(&ids)?
-            } else {
-                loaded.model.next_token_loss(&ids)?
-            };
-            Ok(Loss::new(loss, stream.tokens_per_batch()))
+            let noise = t.seed().fork("noise", batch);
+            let loss = loaded.model.training_loss(&ids, noise, t.gradient_checkpointing)?;
+            let tokens = stream.tokens_per_batch();
+            Ok(Loss { total: loss.total, tokens, parts: loss.parts })
         },
         |step| line.observe(step),
     );
@@ -529,26 +525,6 @@ fn steps(
         Outcome::Finished => Ok(trainer.losses().to_vec()),
         Outcome::Interrupted => Err(Failure::interrupted(Some(resume_command()))),
     }
-}
-
-/// Writes the trained terms as a PEFT adapter of the model they were put on.
-fn write_adapter(settings: &Settings, loaded: &Loaded, folder: &Path) -> Result<()> {
-    let lora = &settings.lora;
-    let bank = &loaded.model.bank;
-    let trained: BTreeSet<&str> = bank.trainable().map(|(name, _)| name).collect();
-    let mut pairs = BTreeMap::new();
-    for (name, entry) in bank.plan().iter() {
-        let Some(module) = name.strip_suffix(".weight") else { continue };
-        for term in entry.plus.iter().filter(|term| trained.contains(term.a.as_str())) {
-            let factor = |n: &str| Ok::<_, Failure>(bank.stored_var(n)?.as_detached_tensor());
-            pairs.insert(module.to_owned(), LoraPair { a: factor(&term.a)?, b: factor(&term.b)? });
-        }
-    }
-    let mut config =
-        PeftConfig::new(lora.rank, f64::from(lora.alpha()), lora.target_modules.clone());
-    config.base_model_name_or_path = settings.model.clone();
-    create_folder(folder)?;
-    Ok(Adapter { config, pairs, saved: BTreeMap::new() }.save(folder)?)
 }
 
 fn show(app: &App, r: &Report) -> Result<()> {

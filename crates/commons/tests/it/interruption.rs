@@ -36,6 +36,14 @@ fn training_of_routed_recursions_goes_on_after_a_kill() {
     training_goes_on("--recursions 2");
 }
 
+#[test]
+fn training_of_shared_experts_goes_on_after_a_kill() {
+    training_goes_on(
+        "--experts 4 --share-layers --set mixture_of_experts.router_noise=0.25 \
+         --set mixture_of_experts.capacity_factor=1.2",
+    );
+}
+
 fn training_goes_on(options: &str) {
     let place = Place::new();
     place.text("t.txt", 300);

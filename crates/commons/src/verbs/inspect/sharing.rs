@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use commons_nn::bank::{Entry, Share, SharingPlan};
-use commons_nn::model::{MixtureOfRecursions, RecursionCache, RouterKind};
+use commons_nn::model::{DecoderConfig, MixtureOfRecursions, RecursionCache, RouterKind};
 use serde::Serialize;
 
 /// Groups of layers, and ranks, that are listed one by one; of more only the first and the last are
@@ -13,7 +13,8 @@ const LISTED: usize = 4;
 /// One way of sharing and the weights it makes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// `grouped`, `tied`, `low-rank`, `combined`, `factored`, `hashed`, `sliced`, `noise`, `routed`.
+    /// `grouped`, `tied`, `low-rank`, `combined`, `factored`, `hashed`, `sliced`, `noise`, `routed`,
+    /// `experts`.
     pub kind: &'static str,
     /// Number of weights made this way.
     pub weights: usize,
@@ -103,6 +104,31 @@ pub fn routed(mixture: MixtureOfRecursions) -> Option<Line> {
     })
 }
 
+/// Experts behind the routers of a decoder, as a line.
+pub fn experts(config: &DecoderConfig) -> Option<Line> {
+    let mixture = config.mixture_of_experts.as_ref()?;
+    let (experts, active) = (mixture.num_experts, mixture.num_experts_per_tok);
+    let each = match mixture.expert_groups {
+        1 => format!("a token takes {active} of {experts}"),
+        m => format!(
+            "a token takes {} of each of {m} groups of {}, {active} of {experts} in all",
+            active / m,
+            experts / m
+        ),
+    };
+    let width = mixture.expert_width(config.intermediate_size);
+    let shared = match mixture.shared_expert_intermediate_size {
+        0 => String::new(),
+        shared => format!(", a shared one {shared} wide"),
+    };
+    Some(Line {
+        kind: "experts",
+        weights: experts * config.num_hidden_layers,
+        which: "mlp".into(),
+        how: format!("{each}, {width} wide{shared}"),
+    })
+}
+
 /// Layer and the rest of a name such as `model.layers.3.mlp.up_proj.weight`.
 fn split_layer(name: &str) -> Option<(usize, &str)> {
     let (_, rest) = name.split_once("layers.")?;
@@ -188,7 +214,7 @@ fn layer_groups(groups: &[Vec<usize>]) -> String {
     }
 }
 
-/// Names of weights of one layer, shortened: `q k v o gate up down, 2 norms`.
+/// Names of weights of one layer, shortened: `q k v o gate up down, 2 norms, 4 experts, router`.
 fn modules(weights: &BTreeSet<&str>) -> String {
     const ORDER: [&str; 7] =
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -198,9 +224,21 @@ fn modules(weights: &BTreeSet<&str>) -> String {
     };
     let mut short = Vec::new();
     let (mut norms, mut biases, mut rest) = (0, 0, Vec::new());
+    let mut experts = BTreeSet::new();
     for w in weights {
-        let name = module(w);
-        if ORDER.contains(&name.as_str()) {
+        if let Some((_, inside)) = w.split_once("mlp.experts.") {
+            experts.extend(inside.split('.').next());
+            continue;
+        }
+        let name = match *w {
+            "mlp.gate.weight" => "router".to_owned(),
+            w => module(w),
+        };
+        if w.contains("mlp.shared_experts.") {
+            if !rest.contains(&"shared expert".to_owned()) {
+                rest.push("shared expert".to_owned());
+            }
+        } else if ORDER.contains(&name.as_str()) {
             short.push(name);
         } else if name.contains("norm") {
             norms += 1;
@@ -215,6 +253,9 @@ fn modules(weights: &BTreeSet<&str>) -> String {
     let mut parts = Vec::new();
     if !short.is_empty() {
         parts.push(short.join(" "));
+    }
+    if !experts.is_empty() {
+        parts.push(format!("{} experts", experts.len()));
     }
     if norms > 0 {
         parts.push(format!("{norms} norm{}", if norms == 1 { "" } else { "s" }));
