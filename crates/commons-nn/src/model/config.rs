@@ -1,10 +1,11 @@
 //! Configuration of decoders in the words of Hugging Face `config.json`.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::experts::MixtureOfExperts;
-use super::recursion::MixtureOfRecursions;
+use super::experts::{EXPERTS_KEY, MixtureOfExperts, SHARE_LAYERS_KEY};
+use super::recursion::{MixtureOfRecursions, RECURSION_KEY};
 use crate::{Error, Result};
 
 /// Decoder families this crate computes.
@@ -267,10 +268,10 @@ impl DecoderConfig {
             layer_types: if gemma { r.layer_types(layers)? } else { Vec::new() },
             query_pre_attn_scalar: r.number("query_pre_attn_scalar"),
             final_logit_softcapping: r.number("final_logit_softcapping"),
-            parallel_streams: r.parallel_streams()?,
-            mixture_of_recursions: Self::read_recursions(r.0)?,
-            mixture_of_experts: Self::read_experts(r.0)?,
-            share_layers: Self::read_share_layers(r.0)?,
+            parallel_streams: r.maybe("parallel_streams")?,
+            mixture_of_recursions: r.maybe(RECURSION_KEY)?,
+            mixture_of_experts: r.maybe(EXPERTS_KEY)?,
+            share_layers: r.maybe(SHARE_LAYERS_KEY)?.unwrap_or(false),
             bos_token_id: r.token("bos_token_id"),
             eos_token_id: r.token("eos_token_id"),
         };
@@ -443,12 +444,13 @@ impl<'a> Reader<'a> {
         u32::try_from(id).ok()
     }
 
-    fn parallel_streams(&self) -> Result<Option<ParallelStreams>> {
-        match self.0.get("parallel_streams").filter(|v| !v.is_null()) {
+    /// What stands under `key`, unknown fields refused where the type does.
+    fn maybe<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        match self.0.get(key).filter(|v| !v.is_null()) {
             None => Ok(None),
             Some(v) => serde_json::from_value(v.clone())
                 .map(Some)
-                .map_err(|e| Error::config("parallel_streams", e.to_string())),
+                .map_err(|e| Error::config(key, e.to_string())),
         }
     }
 

@@ -3,7 +3,6 @@
 use commons_ops::{Activation, Selection};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::config::DecoderConfig;
 use super::decoder::{Decoder, layer_prefix};
@@ -150,26 +149,6 @@ impl MixtureOfExperts {
 }
 
 impl DecoderConfig {
-    /// The mixture of experts of `config.json`.
-    pub(super) fn read_experts(config: &Value) -> Result<Option<MixtureOfExperts>> {
-        match config.get(EXPERTS_KEY).filter(|v| !v.is_null()) {
-            None => Ok(None),
-            Some(v) => serde_json::from_value(v.clone())
-                .map(Some)
-                .map_err(|e| Error::config(EXPERTS_KEY, e.to_string())),
-        }
-    }
-
-    /// Whether `config.json` says that all layers have the same matrices.
-    pub(super) fn read_share_layers(config: &Value) -> Result<bool> {
-        match config.get(SHARE_LAYERS_KEY).filter(|v| !v.is_null()) {
-            None => Ok(false),
-            Some(v) => v.as_bool().ok_or_else(|| {
-                Error::config(SHARE_LAYERS_KEY, format!("{v} is not true or false"))
-            }),
-        }
-    }
-
     /// Checks experts and shared layers against the rest.
     pub(super) fn check_experts(&self) -> Result<()> {
         if self.share_layers && self.mixture_of_recursions.is_some() {
@@ -277,9 +256,9 @@ impl DecoderConfig {
         Err(Error::config(
             EXPERTS_KEY,
             format!(
-                "{} experts in {} group(s) have no form that transformers or llama.cpp load: use \
-                 the model as it is with commons (generate, eval, train)",
-                mixture.num_experts, mixture.expert_groups
+                "{} experts behind this router have no form that transformers or llama.cpp load: \
+                 use the model as it is with commons (generate, eval, train)",
+                mixture.num_experts
             ),
         ))
     }

@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::config::{DecoderConfig, LayerType};
 use crate::bank::PART;
@@ -272,16 +271,6 @@ impl MixtureOfRecursions {
 }
 
 impl DecoderConfig {
-    /// The mixture of recursions of `config.json`.
-    pub(super) fn read_recursions(config: &Value) -> Result<Option<MixtureOfRecursions>> {
-        match config.get(RECURSION_KEY).filter(|v| !v.is_null()) {
-            None => Ok(None),
-            Some(v) => serde_json::from_value(v.clone())
-                .map(Some)
-                .map_err(|e| Error::config(RECURSION_KEY, e.to_string())),
-        }
-    }
-
     /// Checks the mixture of recursions against the layers.
     pub(super) fn check_recursions(&self) -> Result<()> {
         let Some(mixture) = &self.mixture_of_recursions else { return Ok(()) };

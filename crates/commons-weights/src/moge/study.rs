@@ -287,7 +287,7 @@ impl Study {
         for (l, layer) in pass.layers.iter().enumerate() {
             uneven.push(imbalance(&layer.dispatch, devices)?);
             most.push(busiest(&layer.dispatch, devices)?);
-            let x = model.mlp_norm(l, &pass.residual[l])?.detach();
+            let x = model.mlp_input(l, &pass.residual[l])?.detach();
             let gates = ops::gates(&layer.probabilities.detach(), &layer.dispatch, renormalize)?;
             let on = Devices::new(model, l, devices)?;
             let mut best: Option<super::devices::Step> = None;

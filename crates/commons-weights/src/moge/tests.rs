@@ -147,7 +147,7 @@ fn devices_compute_what_the_layer_does() {
     let model = model(&study, Router::Moge);
     let pass = loss(&model, &ids(2, 8)).pass.unwrap();
     for (l, layer) in pass.layers.iter().enumerate() {
-        let x = model.mlp_norm(l, &pass.residual[l]).unwrap();
+        let x = model.mlp_input(l, &pass.residual[l]).unwrap();
         let gates = ops::gates(&layer.probabilities, &layer.dispatch, false).unwrap();
         let (y, step) =
             Devices::new(&model, l, 2).unwrap().run(&x, &gates, &layer.dispatch).unwrap();

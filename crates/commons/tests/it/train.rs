@@ -199,9 +199,11 @@ fn layers_that_share_are_written_out_as_a_plain_model() {
     place.ok("materialize m --adapter a/adapter -o adapted");
     assert!((loss("adapted") - loss("a")).abs() < 1e-4);
     place.ok(
-        "compress --model m --method foldgpt --remove 0.25 --set options.gates.steps=4 --data t.txt \
-         --steps 3 --batch-size 2 --seq-len 24 --eval-tokens 100 -o c",
+        "compress --model m --method relaxed-recursive --loops 2 --rank 2 --data t.txt --steps 3 \
+         --batch-size 2 --seq-len 24 --eval-tokens 100 -o c",
     );
+    let shared_otherwise = place.json("inspect c");
+    assert!(shared_otherwise["architecture"].get("share_layers").is_none(), "{shared_otherwise}");
     place.ok("generate c --prompt line --greedy -n 4");
 }
 
