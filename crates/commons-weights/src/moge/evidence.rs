@@ -125,11 +125,7 @@ impl Experiment for Evidence {
     type Config = Settings;
 
     fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
-        measure(settings, run).map_err(|error| match error {
-            Error::Interrupted => commons_core::Error::Interrupted,
-            Error::Core(error) => error,
-            other => commons_core::Error::other(other),
-        })
+        Ok(measure(settings, run)?)
     }
 }
 

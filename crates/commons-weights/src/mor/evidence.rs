@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::study::{Contender, Study, Trained, cached, window_loss};
-use crate::material::MaterialConfig;
+use crate::material::{MaterialConfig, logged};
 use crate::{Error, Result};
 
 /// The evidence for mixtures of recursions.
@@ -150,11 +150,7 @@ impl Experiment for Evidence {
     type Config = Settings;
 
     fn run(&self, settings: &Settings, run: &mut Run) -> commons_core::Result<()> {
-        measure(settings, run).map_err(|error| match error {
-            Error::Core(error) => error,
-            Error::Interrupted => commons_core::Error::Interrupted,
-            other => commons_core::Error::other(other),
-        })
+        Ok(measure(settings, run)?)
     }
 }
 
@@ -185,35 +181,17 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     for &seed in &settings.seeds {
         let texts = settings.material.byte_texts(Seed::new(seed))?;
         for &contender in &settings.study.contenders {
-            let trained = train(settings, contender, &texts, seed, run)?;
-            score(settings, contender, &trained, &texts.1, seed, run, [&mut table, &mut depths])?;
+            let (text, test) = (&texts.0, &texts.1);
+            let stop = run.stop().flag();
+            let trained = logged(run, &format!("{}-{seed}", contender.name()), |observe| {
+                settings.study.train(contender, (text, test), seed, stop, observe)
+            })?;
+            score(settings, contender, &trained, test, seed, run, [&mut table, &mut depths])?;
         }
     }
     run.table(table);
     run.table(depths);
     Ok(())
-}
-
-fn train(
-    settings: &Settings,
-    contender: Contender,
-    (text, test): &(Vec<u32>, Vec<u32>),
-    seed: u64,
-    run: &mut Run,
-) -> Result<Trained> {
-    run.check_stop()?;
-    let label = format!("{}-{seed}", contender.name());
-    let mut task = run.progress().task(&label, None);
-    let mut losses = Vec::new();
-    let stop = run.stop().flag();
-    let trained = settings.study.train(contender, (text, test), seed, stop, &mut |report| {
-        task.update(report.step as u64, "");
-        losses.push(report.loss);
-    })?;
-    for (step, loss) in losses.into_iter().enumerate() {
-        run.log(step as u64 + 1, &format!("{label}/loss"), loss)?;
-    }
-    Ok(trained)
 }
 
 fn score(

@@ -47,7 +47,7 @@
 //! * Scoring has no capacity: otherwise the images of a batch would change each other's results.
 //! * Oddities of the released code are not copied: a second GELU after the experts, one place fewer
 //!   than `C`, and its test for dropped tokens.
-//! * Some figures of the paper are known to us from memory only and marked so.
+//! * Figures of the ablations were not checked against the paper and are marked so.
 //!
 //! # Use
 //! `commons train --arch mini --experts 4 --active-experts 2 --share-layers -o widenet` trains a
