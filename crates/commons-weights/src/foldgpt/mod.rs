@@ -36,17 +36,17 @@
 //!
 //! # Here
 //!
-//! Measured on 2026-11-26T05:55:58Z with the recipe `full` (seed 0) in 1 h 31 min on AMD EPYC (1 threads, avx512, 23.5 GiB of memory,
-//! of which 2.53 GiB were used), Commons 0.1.0.
+//! Measured on 2026-11-26T12:38:28Z with the recipe `full` (seed 0) in 1 h 02 min on AMD EPYC (1 threads, avx512, 23.5 GiB of memory,
+//! of which 2.59 GiB were used), Commons 0.1.0.
 //!
 //! | claim                                                                             | paper                     | measured | baseline | needed           | found (95 % interval)     | verdict             |
 //! | --------------------------------------------------------------------------------- | ------------------------- | -------: | -------: | ---------------- | ------------------------- | ------------------- |
 //! | blocks chosen by learned gates cost no more loss than those of lowest influence   | direction only (abstract) |    4.172 |    3.998 | ≤ baseline       | 0.1746 (-0.7445 to 1.094) | fails (not settled) |
 //! | blocks chosen by learned gates cost at least 0.3 nats less than random ones       | direction only (abstract) |    4.172 |    6.775 | ≤ baseline − 0.3 | -2.603 (-5.827 to 0.6216) | holds (not settled) |
-//! | a short healing takes at least 0.1 nats off the loss of a model whose pairs share | direction only (abstract) |    3.605 |      6.2 | ≤ baseline − 0.1 | -2.594                    | holds (one seed)    |
-//! | healing with tail distillation ends no worse than with cross-entropy alone        | direction only (abstract) |    3.605 |    3.456 | ≤ baseline       | 0.1492                    | fails (one seed)    |
-//! | after healing, members with their own norms end no worse than with the parent's   | direction only (abstract) |    3.605 |    3.552 | ≤ baseline       | 0.05284                   | fails (one seed)    |
-//! | at equal stored parameters, removal with sharing ends no worse than removal alone | direction only (abstract) |    3.487 |    3.334 | ≤ baseline       | 0.1529                    | fails (one seed)    |
+//! | a short healing takes at least 0.1 nats off the loss of a model whose pairs share | direction only (abstract) |    3.433 |      6.2 | ≤ baseline − 0.1 | -2.767                    | holds (one seed)    |
+//! | healing with tail distillation ends no worse than with cross-entropy alone        | direction only (abstract) |    3.433 |    3.456 | ≤ baseline       | -0.02319                  | holds (one seed)    |
+//! | after healing, members with their own norms end no worse than with the parent's   | direction only (abstract) |    3.433 |    3.396 | ≤ baseline       | 0.03701                   | fails (one seed)    |
+//! | at equal stored parameters, removal with sharing ends no worse than removal alone | direction only (abstract) |    3.277 |    3.102 | ≤ baseline       | 0.1751                    | fails (one seed)    |
 //!
 //! - deleting 10 %: 100 % of the gates ended within 0.05 of 0 or 1
 //! - deleting 20 %: 100 % of the gates ended within 0.05 of 0 or 1
