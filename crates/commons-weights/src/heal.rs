@@ -248,8 +248,9 @@ pub fn loss(
                 continue;
             };
             let size = ops::no_grad(|| ops::mse(t, &t.zeros_like()?))?.to_scalar::<f32>()?;
-            let share = config.tail_coef / tail as f64 / f64::from(size).max(f64::MIN_POSITIVE);
-            terms.add("tail", share, ops::mse(s, &t.detach())?)?;
+            let distance =
+                ops::scale(&ops::mse(s, &t.detach())?, size.max(f32::MIN_POSITIVE).recip())?;
+            terms.add("tail", config.tail_coef / tail as f64, distance)?;
         }
     }
     let Terms { total, parts } = terms;

@@ -4,9 +4,9 @@
 use commons_ops::{DType, Device, Tensor};
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::solvers::Llt;
+use faer::linalg::solvers::{Llt, Solve};
 use faer::linalg::svd::{ComputeSvdVectors, svd, svd_scratch};
-use faer::{Mat, MatRef, Par, Side};
+use faer::{Mat, MatRef, Par, Scale, Side};
 
 use crate::{Error, Result};
 
@@ -171,4 +171,42 @@ impl Whitening {
             .collect();
         Ok(Tensor::from_vec(flat, (rank, input), &Device::Cpu)?)
     }
+}
+
+/// The matrix `M` with the least `Σ_i s_i ‖(W_i − M) L_i‖²`, `M = (Σ s_i W_i R_i) (Σ s_i R_i)⁻¹` with
+/// `R_i = L_i L_iᵀ`, of `weights: [out, in]`, one scale and one `Whitening` each; the identity for
+/// all without any.
+///
+/// # Errors
+/// When there are no weights, or the sum of the autocorrelations is singular.
+pub(crate) fn weighted_mean(
+    weights: &[Tensor],
+    white: &[&Whitening],
+    scales: &[f64],
+) -> Result<Tensor> {
+    let (out, input) = match weights {
+        [] => return Err(Error::config("loops", "leaves nothing to average")),
+        [single] => return Ok(single.clone()),
+        [first, ..] => first.dims2()?,
+    };
+    if white.is_empty() {
+        let terms = weights.iter().zip(scales).map(|(w, &s)| w.affine(s, 0.));
+        let sum = terms.reduce(|sum, term| sum? + term?);
+        let sum = sum.unwrap_or_else(|| weights[0].zeros_like())?;
+        return Ok(sum.affine(1. / scales.iter().sum::<f64>(), 0.)?);
+    }
+    let (mut products, mut sum) = (Mat::<f64>::zeros(out, input), Mat::<f64>::zeros(input, input));
+    for ((w, white), &scale) in weights.iter().zip(white).zip(scales) {
+        let values = w.flatten_all()?.to_vec1::<f32>()?;
+        let w = Mat::from_fn(out, input, |i, j| scale * f64::from(values[i * input + j]));
+        products += (w * &white.factor) * white.factor.transpose();
+        sum += Scale(scale) * (&white.factor * white.factor.transpose());
+    }
+    let llt = Llt::new(sum.as_ref(), Side::Lower)
+        .map_err(|_| Error::config("ridge", "leaves the inputs of tied matrices singular"))?;
+    // M R = P, hence R Mᵀ = Pᵀ.
+    let mean = llt.solve(products.transpose().to_owned());
+    let flat = (0..out).flat_map(|i| (0..input).map(move |j| (j, i)));
+    let flat: Vec<f32> = flat.map(|at| mean[at] as f32).collect();
+    Ok(Tensor::from_vec(flat, (out, input), &Device::Cpu)?)
 }

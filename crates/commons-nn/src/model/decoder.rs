@@ -192,7 +192,11 @@ impl Decoder {
         self.head_norm(depth, "k", k)
     }
 
-    /// What the attention half of layer `depth` adds to the residual stream.
+    /// What the attention half of layer `depth` adds to the residual stream `x`, both
+    /// `[batch, seq, hidden]`.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape.
     pub fn attention_update(
         &self,
         depth: usize,
@@ -206,7 +210,11 @@ impl Decoder {
         self.attention_output(depth, &y)
     }
 
-    /// What the attention half adds to the residual stream, of what its heads read.
+    /// What the attention half adds to the residual stream, `[batch, seq, hidden]`, of what its heads
+    /// read, `[batch, seq, heads · head_dim]`.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape.
     pub fn attention_output(&self, depth: usize, heads: &Tensor) -> Result<Tensor> {
         let p = layer_prefix(depth);
         let y = self.bank.linear(&format!("{p}self_attn.o_proj"), heads)?;
@@ -218,6 +226,9 @@ impl Decoder {
 
     /// What the heads of layer `depth` read from `normed`, the normed residual stream: the input
     /// `[batch, seq, heads · head_dim]` of the output projection.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape.
     pub fn attention_heads(
         &self,
         depth: usize,
@@ -289,7 +300,11 @@ impl Decoder {
         Ok(ops::rope(x, cos, sin)?)
     }
 
-    /// What the feed-forward half of layer `depth` adds to the residual stream.
+    /// What the feed-forward half of layer `depth` adds to the residual stream `x`, both
+    /// `[batch, seq, hidden]`.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape.
     pub fn mlp_update(&self, depth: usize, x: &Tensor) -> Result<Tensor> {
         if self.config.mixture_of_experts.is_some() {
             return Ok(self.expert_update(depth, x, MoePhase::Scoring)?.y);
@@ -297,7 +312,11 @@ impl Decoder {
         self.mlp_output(depth, &self.mlp_inner(depth, &self.mlp_input(depth, x)?)?)
     }
 
-    /// What the feed-forward half of layer `depth` adds, of what [`Self::mlp_inner`] gives.
+    /// What the feed-forward half of layer `depth` adds, `[batch, seq, hidden]`, of what
+    /// [`Self::mlp_inner`] gives.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape.
     pub fn mlp_output(&self, depth: usize, inner: &Tensor) -> Result<Tensor> {
         let y = self.bank.linear(&format!("{}mlp.down_proj", layer_prefix(depth)), inner)?;
         self.mlp_added(depth, y)
@@ -312,7 +331,11 @@ impl Decoder {
         Ok(y)
     }
 
-    /// What the feed-forward half of layer `depth` reads of the residual stream `x`.
+    /// What the feed-forward half of layer `depth` reads of the residual stream `x`, both
+    /// `[batch, seq, hidden]`.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape.
     pub fn mlp_input(&self, depth: usize, x: &Tensor) -> Result<Tensor> {
         let gemma = self.config.model_type == Family::Gemma3;
         let norm = if gemma { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
@@ -321,6 +344,9 @@ impl Decoder {
 
     /// The input `[batch, seq, intermediate]` of the down projection of layer `depth`, of what
     /// [`Self::mlp_input`] gives.
+    ///
+    /// # Errors
+    /// When a weight is missing or has another shape.
     pub fn mlp_inner(&self, depth: usize, normed: &Tensor) -> Result<Tensor> {
         let p = layer_prefix(depth);
         let gate = self.bank.linear(&format!("{p}mlp.gate_proj"), normed)?;

@@ -99,6 +99,22 @@ impl Experiment for Evidence {
         )
         .against("perplexity_dropped_like_relaxed", Compare::Ratio),
         Claim::new(
+            "fitted",
+            "after healing, shared matrices fitted together with such terms beat the mean",
+            Figure::text("not in the paper"),
+            "perplexity_relaxed_fitted",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_relaxed_whitened", Compare::Ratio),
+        Claim::new(
+            "fitted-over-dropping",
+            "and beat dropping layers down to their parameters",
+            Figure::text("not in the paper"),
+            "perplexity_relaxed_fitted",
+            Bound::AtMost(1.),
+        )
+        .against("perplexity_dropped_like_relaxed", Compare::Ratio),
+        Claim::new(
             "strict-over-dropping",
             "after healing, strict tying beats dropping layers down to its parameters",
             Figure::text("up to +13.5 points over a non-recursive model of its size"),

@@ -17,7 +17,6 @@ pub enum Init {
     /// Unique layer `j` is pretrained layer `round(linspace(0, L−1, K)[j])`.
     Stepwise,
     /// The mean of all layers tied to it: `Φ'_j = (1/B) Σ_b Φ_{j+bK}`.
-    #[default]
     Average,
     /// The first `K` layers.
     Lower,
@@ -25,6 +24,13 @@ pub enum Init {
     Upper,
     /// `K` layers drawn without replacement, in their order.
     Random,
+    /// Matrices fitted together with their low-rank terms: the least `Σ_ℓ ‖W_ℓ − W' − B_ℓ A_ℓ‖²` found by
+    /// taking turns, or with [`super::LoraInit::WhitenedSvd`] the least `Σ_ℓ ‖(W_ℓ − W' − B_ℓ A_ℓ) L_ℓ‖² /
+    /// ‖W_ℓ L_ℓ‖²`; the mean where there are no terms (our addition). Beside the mean of two matrices
+    /// both terms correct the same `r` directions of their difference, one up, one down; fitted
+    /// together they correct `2r`.
+    #[default]
+    Fitted,
 }
 
 /// A stack of `layers = loops · unique` layers in which depth `ℓ` uses unique layer `ℓ mod K`.
@@ -57,7 +63,8 @@ impl Looping {
         let single = |picked: Vec<usize>| picked.into_iter().map(|l| vec![l]).collect();
         let sources = match init {
             Init::Stepwise => single(spread_layers(layers, unique)),
-            Init::Average => {
+            // Norms that are shared are averaged where matrices are fitted.
+            Init::Average | Init::Fitted => {
                 (0..unique).map(|j| (0..loops).map(|b| j + b * unique).collect()).collect()
             }
             Init::Lower => single((0..unique).collect()),

@@ -13,7 +13,7 @@
 //! The layers are passed as `B` loops through one block of `K = L/B` unique layers,
 //! `h^ℓ = f(h^{ℓ−1}; Φ'_{((ℓ−1) mod K)+1})`. The unique layers come from the pretrained ones:
 //! *stepwise* takes `K` layers spread evenly, *average* the mean of all layers tied together,
-//! *lower* the first `K` ([`Init`]). The tie is then relaxed: every looped matrix gets low-rank
+//! *lower* the first `K`, *fitted* is ours ([`Init`]). The tie is then relaxed: every looped matrix gets low-rank
 //! terms of its own at every depth,
 //!
 //! ```text
@@ -62,8 +62,9 @@
 //! * The zero start draws `A` uniform in `±1/√in`, as PEFT does, not Gaussian.
 //! * A layer count that `B` does not divide can be thinned first (`thin`).
 //! * With calibration text, low-rank terms are decompositions of `ΔW L` with `L Lᵀ` the
-//!   autocorrelation of a matrix's inputs (`lora_init = "whitened_svd"`), and norms are kept per depth
-//!   unless `share_norms`: our additions, and the defaults of `compress`. The paper's start is `svd`.
+//!   autocorrelation of a matrix's inputs (`lora_init = "whitened_svd"`), the shared matrices are
+//!   fitted together with the terms (`init = "fitted"`), and norms are kept per depth unless
+//!   `share_norms`: our additions, and the defaults of `compress`. The paper's are `average` and `svd`.
 //! * `fold_gains` multiplies norm gains into the matrices before averaging. It is our addition;
 //!   with it, or without `share_norms`, full rank gives the original function exactly.
 //! * Exits are trained together with the up-training, not after it. Intermediate loops learn from the
@@ -99,7 +100,6 @@ use commons_core::table::{Table, Unit};
 use commons_core::{Seed, cells};
 use commons_nn::bank::{Bank, Entry, LowRank, PART};
 use commons_nn::model::{BLOCK_MATRICES, Decoder, DecoderConfig, layer_prefix};
-use commons_ops::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -111,8 +111,8 @@ use crate::baseline::{drop_layers, layer_weight};
 use crate::compress::{Compress, Context, Shared};
 use crate::heal::HealConfig;
 use crate::{Error, Result};
-use lora::{Difference, decompose};
-use whiten::{Inputs, LayerInputs};
+use lora::{Fitted, Tied, fit};
+use whiten::Inputs;
 
 /// What healing may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -292,15 +292,27 @@ pub fn convert(
     looping.check_kinds(&original.config)?;
     let bank = loop_bank(original, &looping, config.share_norms)?;
     let mut looped = Decoder::new(original.config.clone(), bank)?;
-    let mut losses = Vec::with_capacity(original.config.num_hidden_layers);
     let start = config.lora_init(context.calibration);
     let relaxed = config.rank > 0 || config.rank_pattern.values().any(|&rank| rank > 0);
-    let whitened = relaxed && start == LoraInit::WhitenedSvd;
-    let mut text = whitened.then(|| Inputs::new(original, context.calibration)).transpose()?;
-    for depth in 0..original.config.num_hidden_layers {
-        context.tick("relaxing layers", depth, original.config.num_hidden_layers)?;
-        let inputs = text.as_mut().map(|t| t.pass(depth)).transpose()?;
-        losses.push(relax_layer(config, original, &mut looped.bank, (depth, start), inputs, seed)?);
+    let weighed = relaxed && start == LoraInit::WhitenedSvd;
+    let mut texts = Vec::new();
+    for first in (0..looping.loops).map(|b| b * looping.unique).filter(|_| weighed) {
+        let mut text = Inputs::new(original, context.calibration)?;
+        text.skip(first)?;
+        texts.push(text);
+    }
+    let mut losses = vec![LayerLoss::default(); original.config.num_hidden_layers];
+    for j in 0..looping.unique {
+        context.tick("relaxing layers", j, looping.unique)?;
+        let inputs = texts.iter_mut().map(Inputs::pass).collect::<Result<Vec<_>>>()?;
+        let tied = tied_matrices(config, original, &looped.bank, &looping, j)?;
+        for (tied, fitted) in tied.iter().zip(fit(&tied, start, &inputs)?) {
+            for (b, loss) in fitted.losses.iter().enumerate() {
+                let depth = j + b * looping.unique;
+                losses[depth] = losses[depth].plus(*loss);
+            }
+            relax(&mut looped.bank, tied, fitted, (j, start), &looping, seed)?;
+        }
     }
     if config.trainable == Trainable::LowRank {
         looped.bank.freeze(|name| !name.starts_with(&format!("{PART}lora.")));
@@ -350,62 +362,61 @@ fn loop_bank(model: &Decoder, looping: &Looping, share_norms: bool) -> Result<Ba
     Ok(bank)
 }
 
-/// Puts the low-rank terms of one depth on the looped bank.
-fn relax_layer(
+/// The matrices of unique layer `j` with the pretrained ones they stand for.
+fn tied_matrices(
     config: &Config,
     original: &Decoder,
-    bank: &mut Bank,
-    (depth, start): (usize, LoraInit),
-    inputs: Option<LayerInputs>,
-    seed: Seed,
-) -> Result<LayerLoss> {
-    let weighed = |matrix: &str, w: &Tensor| match &inputs {
-        Some(inputs) => square_norm(&inputs.of(matrix).apply(w)?),
-        None => square_norm(w),
+    bank: &Bank,
+    looping: &Looping,
+    j: usize,
+) -> Result<Vec<Tied>> {
+    let tied = |(matrix, shape): (String, Vec<usize>)| {
+        let weight = |b: usize| {
+            original.bank.weight(&format!("{}{matrix}", layer_prefix(j + b * looping.unique)))
+        };
+        let weights = (0..looping.loops).map(|b| Ok(weight(b)?.detach()));
+        Ok(Tied {
+            weights: weights.collect::<Result<_>>()?,
+            shared: match config.init {
+                Init::Fitted => None,
+                _ => Some(bank.stored_var(&loop_part(j, &matrix))?.as_detached_tensor()),
+            },
+            rank: config.rank_of(&matrix, &shape)?,
+            matrix,
+        })
     };
-    let mut differences = Vec::with_capacity(BLOCK_MATRICES.len());
-    let mut loss = LayerLoss::default();
-    for (matrix, shape) in matrices(&original.config) {
-        let name = format!("{}{matrix}", layer_prefix(depth));
-        let weight = original.bank.weight(&name)?.detach();
-        let delta = (&weight - bank.weight(&name)?.detach())?;
-        loss = loss.plus(LayerLoss {
-            weight_energy: weighed(&matrix, &weight)?,
-            delta_energy: weighed(&matrix, &delta)?,
-            kept_energy: 0.,
-        });
-        let rank = config.rank_of(&matrix, &shape)?;
-        if rank > 0 {
-            differences.push(Difference { name, matrix, delta, rank });
-        }
-    }
-    match start {
-        LoraInit::Zero => {
-            for d in &differences {
-                // alpha = rank: the terms are not scaled, as with the decomposed start.
-                bank.add_lora(&d.name, d.rank, d.rank as f32, seed.fork("lora", 0))?;
-            }
-        }
-        LoraInit::Svd | LoraInit::WhitenedSvd => {
-            for (d, svd) in differences.iter().zip(decompose(&differences, inputs.as_ref())?) {
-                loss.kept_energy += svd.energies()?.0;
-                bank.add_low_rank(&d.name, svd.a, svd.b, 1.)?;
-            }
-        }
-    }
-    Ok(loss)
+    matrices(&original.config).into_iter().map(tied).collect()
 }
 
-/// `‖t‖²` of an f32 tensor, summed in f64.
-fn square_norm(t: &Tensor) -> Result<f64> {
-    let values = t.flatten_all()?.to_vec1::<f32>()?;
-    Ok(values.iter().map(|&v| f64::from(v).powi(2)).sum())
+/// Puts a fitted matrix of unique layer `j` and its low-rank terms into the looped bank.
+fn relax(
+    bank: &mut Bank,
+    tied: &Tied,
+    fitted: Fitted,
+    (j, start): (usize, LoraInit),
+    looping: &Looping,
+    seed: Seed,
+) -> Result<()> {
+    let name = |b: usize| format!("{}{}", layer_prefix(j + b * looping.unique), tied.matrix);
+    if start == LoraInit::Zero && tied.rank > 0 {
+        for b in 0..looping.loops {
+            // alpha = rank: the terms are not scaled, as with the decomposed start.
+            bank.add_lora(&name(b), tied.rank, tied.rank as f32, seed.fork("lora", 0))?;
+        }
+    }
+    if tied.shared.is_none() {
+        bank.insert(loop_part(j, &tied.matrix), fitted.shared)?;
+    }
+    for (b, svd) in fitted.terms.into_iter().enumerate() {
+        bank.add_low_rank(&name(b), svd.a, svd.b, 1.)?;
+    }
+    Ok(())
 }
 
 /// The relaxed model with only the leading `rank` directions of every low-rank term.
 ///
-/// The terms of a decomposition are ordered by what they bring, so this equals converting again
-/// with the lower rank, without decomposing again. `rank` 0 gives the strictly tied model.
+/// The terms of a decomposition are ordered by what they bring, so for every init but
+/// [`Init::Fitted`] this equals converting again with the lower rank, without decomposing again. `rank` 0 gives the strictly tied model.
 ///
 /// # Errors
 /// When a term cannot be cut.

@@ -95,6 +95,8 @@ pub enum Variant {
     RelaxedSvd,
     /// Looped, low-rank terms from the decomposition weighed by the inputs.
     RelaxedWhitened,
+    /// As [`Self::RelaxedWhitened`], the shared matrices fitted together with the terms.
+    RelaxedFitted,
     /// As [`Self::RelaxedSvd`], healed with a prediction after every loop.
     RelaxedExits,
     /// Layers dropped down to the strict model's parameters.
@@ -105,11 +107,12 @@ pub enum Variant {
 
 impl Variant {
     /// All of them, dropping last: it needs the sizes of the others.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Strict,
         Self::RelaxedZero,
         Self::RelaxedSvd,
         Self::RelaxedWhitened,
+        Self::RelaxedFitted,
         Self::RelaxedExits,
         Self::DroppedLikeStrict,
         Self::DroppedLikeRelaxed,
@@ -122,6 +125,7 @@ impl Variant {
             Self::RelaxedZero => "relaxed_zero",
             Self::RelaxedSvd => "relaxed_svd",
             Self::RelaxedWhitened => "relaxed_whitened",
+            Self::RelaxedFitted => "relaxed_fitted",
             Self::RelaxedExits => "relaxed_exits",
             Self::DroppedLikeStrict => "dropped_like_strict",
             Self::DroppedLikeRelaxed => "dropped_like_relaxed",
@@ -135,6 +139,7 @@ impl Variant {
             Self::RelaxedZero => "relaxed, zero start",
             Self::RelaxedSvd => "relaxed, SVD start",
             Self::RelaxedWhitened => "relaxed, whitened SVD start",
+            Self::RelaxedFitted => "relaxed, fitted together",
             Self::RelaxedExits => "relaxed, SVD start, early exits",
             Self::DroppedLikeStrict => "layers dropped, size of strict",
             Self::DroppedLikeRelaxed => "layers dropped, size of relaxed",
@@ -247,6 +252,7 @@ impl Study {
             Variant::RelaxedWhitened => {
                 self.config(self.svd_init, self.rank, LoraInit::WhitenedSvd)
             }
+            Variant::RelaxedFitted => self.config(Init::Fitted, self.rank, LoraInit::WhitenedSvd),
             Variant::DroppedLikeStrict => return dropped(sizes.0),
             Variant::DroppedLikeRelaxed => return dropped(sizes.1),
         };

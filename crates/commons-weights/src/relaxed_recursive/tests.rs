@@ -3,6 +3,7 @@ use commons_ops::{self as ops, Tensor};
 use proptest::prelude::*;
 use serde_json::Value;
 
+use super::lora::square_norm;
 use super::*;
 
 const IDS: [u32; 7] = [3, 1, 4, 1, 5, 9, 2];
@@ -215,7 +216,12 @@ fn more_rank_loses_less() {
 fn whitened_terms_lose_less_of_the_outputs() {
     let model = decoder(4);
     let text: Vec<u32> = (0..60u32).map(|i| (i * i + 5 * i) % 24).collect();
-    let base = Config { rank: 4, ..Config::default() };
+    let base = Config {
+        rank: 4,
+        init: Init::Average,
+        lora_init: Some(LoraInit::WhitenedSvd),
+        ..Config::default()
+    };
     let plain = Config { lora_init: Some(LoraInit::Svd), ..base.clone() };
     let (white, reported) = convert_on(&text, &base, &model).unwrap();
     let (plain, _) = convert_on(&text, &plain, &model).unwrap();
@@ -241,9 +247,80 @@ fn whitened_terms_lose_less_of_the_outputs() {
     let full = Config { rank: 16, ..base.clone() };
     assert!(distance(&convert_on(&text, &full, &model).unwrap().0, &model) < 2e-2);
     // Without text there is nothing to weigh by.
-    assert_eq!(base.lora_init(&[]), LoraInit::Svd);
-    let explicit = Config { lora_init: Some(LoraInit::WhitenedSvd), ..base };
-    assert!(refusal(&explicit, &model).contains("--data"));
+    assert_eq!(Config::default().lora_init(&[]), LoraInit::Svd);
+    assert!(refusal(&base, &model).contains("--data"));
+}
+
+proptest! {
+    #[test]
+    fn a_fitted_matrix_leaves_less_than_the_mean(
+        loops in 2usize..6, rank in 1usize..4, seed in any::<u64>(),
+    ) {
+        let matrix = |b: usize| {
+            let mut z = vec![0f32; 12 * 10];
+            Seed::new(seed).fork("matrix", b as u64).normal(0, &mut z);
+            Tensor::from_vec(z, (12, 10), &commons_ops::Device::Cpu).unwrap()
+        };
+        let weights: Vec<Tensor> = (0..loops).map(matrix).collect();
+        let mean = weights.iter().skip(1).fold(weights[0].clone(), |sum, w| (sum + w).unwrap());
+        let mean = (mean / loops as f64).unwrap();
+        let left = |shared| {
+            let matrix = "mlp.up_proj".into();
+            let tied = Tied { matrix, weights: weights.clone(), shared, rank };
+            let fitted = fit(&[tied], LoraInit::Svd, &[]).unwrap().remove(0);
+            fitted.losses.iter().map(|l| l.delta_energy - l.kept_energy).sum::<f64>()
+        };
+        prop_assert!(left(None) < left(Some(mean)));
+    }
+}
+
+/// Fitted together with its terms, a shared matrix leaves less unexplained, of the outputs where
+/// there is text and of the weights where there is none.
+#[test]
+fn fitting_together_loses_less_than_fitting_to_the_mean() {
+    let text: Vec<u32> = (0..60u32).map(|i| (i * i + 5 * i) % 24).collect();
+    let model = decoder(6);
+    for text in [&text[..], &[]] {
+        for (loops, rank) in [(2, 1), (2, 6), (3, 3), (6, 1)] {
+            let lost = |init| {
+                let config = Config { loops, rank, init, ..Config::default() };
+                let (_, losses) = convert_on(text, &config, &model).unwrap();
+                losses.into_iter().map(|l| l.relative_error().powi(2)).sum::<f64>()
+            };
+            let (fitted, mean) = (lost(Init::Fitted), lost(Init::Average));
+            assert!(fitted < mean, "{loops} loops, rank {rank}: {fitted} against {mean}");
+        }
+        // Two loops at half the full rank lose nothing: both terms together span every direction.
+        let half = Config { rank: 8, ..Config::default() };
+        let (fitted, _) = convert_on(text, &half, &model).unwrap();
+        assert!(distance(&fitted, &model) < 2e-2, "{}", distance(&fitted, &model));
+        let mean = looped(&Config { init: Init::Average, ..half }, &model);
+        assert_eq!(fitted.bank.plan(), mean.bank.plan());
+        assert!(distance(&mean, &model) > 0.1);
+    }
+}
+
+/// Without text the fit of two matrices is the closed form: half of what lies beyond the first `2r`
+/// directions of their difference.
+#[test]
+fn fitting_two_matrices_reaches_the_closed_form() {
+    let matrix = |seed| {
+        let mut z = vec![0f32; 12 * 10];
+        Seed::new(seed).normal(0, &mut z);
+        Tensor::from_vec(z, (12, 10), &commons_ops::Device::Cpu).unwrap()
+    };
+    let (first, second) = (matrix(1), matrix(2));
+    let tied = Tied {
+        matrix: "mlp.up_proj".into(),
+        weights: vec![first.clone(), second.clone()],
+        shared: None,
+        rank: 2,
+    };
+    let fitted = fit(&[tied], LoraInit::Svd, &[]).unwrap().remove(0);
+    let left: f64 = fitted.losses.iter().map(|l| l.delta_energy - l.kept_energy).sum();
+    let difference = truncated_svd(&(&first - &second).unwrap(), 4).unwrap();
+    let expected = difference.error().unwrap().powi(2) / 2.;
+    assert!((left - expected).abs() < 1e-3 * expected, "{left} against {expected}");
 }
 
 /// The residual stream `x` after the attention half of `layer`.
@@ -265,9 +342,10 @@ fn zero_start_equals_strict_tying() {
 #[test]
 fn truncating_equals_converting_again() {
     let model = decoder(4);
-    let high = looped(&Config { rank: 8, ..Config::default() }, &model);
+    let mean = Config { init: Init::Average, ..Config::default() };
+    let high = looped(&Config { rank: 8, ..mean.clone() }, &model);
     for rank in [0, 1, 5] {
-        let low = looped(&Config { rank, ..Config::default() }, &model);
+        let low = looped(&Config { rank, ..mean.clone() }, &model);
         let cut = truncate(&high, rank).unwrap();
         assert!(distance(&cut, &low) < 1e-5);
         assert_eq!(cut.bank.stored(), low.bank.stored());

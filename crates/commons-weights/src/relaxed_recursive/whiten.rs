@@ -16,6 +16,8 @@ const RIDGE: f64 = 1e-4;
 /// Calibration text on its way through the layers of a model.
 pub(super) struct Inputs<'a> {
     model: &'a Decoder,
+    /// The next layer.
+    depth: usize,
     /// The residual stream before the next layer, and its rotations, window by window.
     windows: Vec<(Tensor, Rotary)>,
 }
@@ -45,15 +47,33 @@ impl<'a> Inputs<'a> {
             Ok((model.embed(&ids)?.detach(), model.rotary(0, window.len())?))
         };
         let windows = tokens.chunks(WINDOW).map(start).collect::<Result<_>>()?;
-        Ok(Self { model, windows })
+        Ok(Self { model, depth: 0, windows })
     }
 
-    /// What the matrices of layer `depth` see; the text is behind that layer afterwards.
+    /// Takes the text through `layers` layers.
+    ///
+    /// # Errors
+    /// When a weight is missing.
+    pub fn skip(&mut self, layers: usize) -> Result<()> {
+        let (model, depths) = (self.model, self.depth..self.depth + layers);
+        self.depth = depths.end;
+        ops::no_grad(|| {
+            for (x, rotary) in &mut self.windows {
+                for depth in depths.clone() {
+                    *x = model.block(depth, x, rotary, None)?.detach();
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// What the matrices of the next layer see; the text is behind that layer afterwards.
     ///
     /// # Errors
     /// When a weight is missing or an input is not finite.
-    pub fn pass(&mut self, depth: usize) -> Result<LayerInputs> {
-        let model = self.model;
+    pub fn pass(&mut self) -> Result<LayerInputs> {
+        let (model, depth) = (self.model, self.depth);
+        self.depth += 1;
         let mut sums: [Option<Tensor>; 4] = [None, None, None, None];
         ops::no_grad(|| -> Result<()> {
             for (x, rotary) in &mut self.windows {

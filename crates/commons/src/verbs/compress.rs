@@ -85,7 +85,7 @@ pub struct MethodOptions {
     /// Rank of the low-rank terms; 0 ties strictly [relaxed-recursive; default: 64, less for narrow models]
     #[arg(long, value_name = "N")]
     pub rank: Option<usize>,
-    /// How shared layers start: stepwise, average, lower … [relaxed-recursive; default: average]
+    /// How shared layers start: fitted, stepwise, average, lower … [relaxed-recursive; default: fitted]
     #[arg(long, value_name = "NAME")]
     pub init: Option<String>,
     /// How low-rank terms start: whitened_svd, svd, zero [relaxed-recursive; default: whitened_svd]
@@ -237,6 +237,9 @@ fn dry_run(
     Ok(Done::Well)
 }
 
+/// Pieces the calibration text is taken from, spread evenly: a text often begins with a title page.
+const CALIBRATION_PIECES: usize = 16;
+
 /// Tokens the method may look at.
 fn calibration(
     app: &App,
@@ -245,13 +248,18 @@ fn calibration(
     division: &Division,
 ) -> Result<Vec<u32>> {
     app.stop.check()?;
-    // Four bytes a token are plenty, and long texts need not be encoded whole.
-    let mut end = (8 * config.calibration_tokens).min(division.train.text.len());
-    while !division.train.text.is_char_boundary(end) {
-        end -= 1;
+    let text = &division.train.text;
+    let wanted = config.calibration_tokens.div_ceil(CALIBRATION_PIECES);
+    let mut tokens = Vec::with_capacity(config.calibration_tokens);
+    for piece in 0..CALIBRATION_PIECES {
+        let start = text.floor_char_boundary(text.len() * piece / CALIBRATION_PIECES);
+        // Eight bytes a token are plenty, and long texts need not be encoded whole.
+        let room = (8 * wanted).min(text.len() / CALIBRATION_PIECES);
+        let end = text.floor_char_boundary(start + room);
+        let mut encoded = original.tokenizer.encode(&text[start..end], false)?;
+        encoded.truncate(wanted.min(config.calibration_tokens - tokens.len()));
+        tokens.append(&mut encoded);
     }
-    let mut tokens = original.tokenizer.encode(&division.train.text[..end], false)?;
-    tokens.truncate(config.calibration_tokens);
     Ok(tokens)
 }
 
