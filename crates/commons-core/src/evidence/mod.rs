@@ -8,7 +8,7 @@
 //!   config.toml     every setting, resolved
 //!   metrics.jsonl   one line per logged value: step, key, value, seconds since the start
 //!   events.out.…    the same for TensorBoard
-//!   checkpoints/    whatever the experiment keeps
+//!   checkpoints/    what an experiment keeps while it runs; gone when it is finished
 //!   result.json     a RunResult: claims with verdicts, measures, tables, machine
 //!   report.html     the same for people, with plots
 //! ```

@@ -165,7 +165,7 @@ impl Run {
         &self.folder
     }
 
-    /// The folder for checkpoints, made when first asked for.
+    /// The folder for checkpoints, made when first asked for and removed when the run is finished.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be made.
@@ -300,7 +300,7 @@ impl Run {
         &self.series
     }
 
-    /// Judges the claims and writes `report.html` and, last, `result.json`.
+    /// Judges the claims, writes `report.html` and, last, `result.json`, and removes the checkpoints.
     ///
     /// # Errors
     /// [`Error::NoEvidence`] naming the claims without measures; [`Error::Io`].
@@ -336,6 +336,11 @@ impl Run {
         let html = report::html(&self.paper, &result, &self.series, &self.plots);
         fs::write_atomic(self.folder.join("report.html"), html)?;
         result.save(self.folder.join("result.json"))?;
+        // Nothing goes on from them any more, and they may be gigabytes.
+        let checkpoints = self.folder.join("checkpoints");
+        if checkpoints.exists() {
+            std::fs::remove_dir_all(&checkpoints).map_err(Error::io("remove", &checkpoints))?;
+        }
         Ok(result)
     }
 

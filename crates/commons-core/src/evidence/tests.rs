@@ -52,6 +52,7 @@ impl Experiment for Toy {
     type Config = Config;
 
     fn run(&self, config: &Config, run: &mut Run) -> Result<()> {
+        std::fs::write(run.checkpoints()?.join("step-1"), "weights").unwrap();
         for repeat in 0..config.repeats {
             let mut rng = run.seed().fork("repeat", repeat).rng();
             for step in 0..config.steps {
@@ -121,6 +122,7 @@ fn a_run_leaves_a_whole_folder() {
     let html = std::fs::read_to_string(folder.join("report.html")).unwrap();
     assert!(html.contains("Toys &amp; &lt;Their&gt; Uses") && !html.contains("<Their>"));
     assert!(folder.join("events.out.tfevents.1795453449.commons").exists());
+    assert!(!folder.join("checkpoints").exists());
 
     // A second run within the same second gets its own folder, and the same numbers.
     let again = run(root.path(), &[]).unwrap();
@@ -163,7 +165,8 @@ fn stopping_ends_a_run_without_a_result() {
     options.stop.request();
     let error = Method::run(&Toy, &ConfigSource::default(), options).unwrap_err();
     assert!(matches!(error, Error::Interrupted));
-    assert!(!root.path().join("toy/20261123T170409Z/result.json").exists());
+    let folder = root.path().join("toy/20261123T170409Z");
+    assert!(!folder.join("result.json").exists() && folder.join("checkpoints/step-1").exists());
 }
 
 #[test]

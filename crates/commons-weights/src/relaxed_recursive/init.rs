@@ -97,7 +97,7 @@ impl Looping {
                     "loops",
                     format!(
                         "would put layers {} and {other}, of different attention kinds, into one: \
-                         let the layers of a loop be a multiple of the pattern, and take init average or lower",
+                         let the layers of a loop be a multiple of the pattern, and take init fitted, average or lower",
                         all[0]
                     ),
                 ));

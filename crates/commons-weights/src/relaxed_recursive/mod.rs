@@ -418,7 +418,8 @@ fn relax(
 /// The relaxed model with only the leading `rank` directions of every low-rank term.
 ///
 /// The terms of a decomposition are ordered by what they bring, so for every init but
-/// [`Init::Fitted`] this equals converting again with the lower rank, without decomposing again. `rank` 0 gives the strictly tied model.
+/// [`Init::Fitted`] this equals converting again with the lower rank, without decomposing again.
+/// `rank` 0 gives the strictly tied model.
 ///
 /// # Errors
 /// When a term cannot be cut.
