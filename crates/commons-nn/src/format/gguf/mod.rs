@@ -282,7 +282,9 @@ fn read_tensor(cursor: &mut Cursor<'_>, alignment: u64) -> Result<RawTensor> {
     let mut elements = 1usize;
     for _ in 0..dims {
         let dim = cursor.u64()?;
-        let product = usize::try_from(dim).ok().and_then(|d| elements.checked_mul(d));
+        // Zero would hide an overflow of the others.
+        let size = usize::try_from(dim).ok().filter(|&size| size > 0);
+        let product = size.and_then(|size| elements.checked_mul(size));
         elements =
             product.ok_or_else(|| cursor.fault(format!("has the impossible dimension {dim}")))?;
         shape.push(dim as usize);

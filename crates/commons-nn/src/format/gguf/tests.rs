@@ -265,6 +265,7 @@ fn hostile_files_are_refused_by_name() {
         (with_tensors(&[entry("a", &[31], 8, 0)], 512), "not whole Q8_0 blocks"),
         (with_tensors(&[entry("a", &[32], 99, 0)], 512), "element type 99"),
         (with_tensors(&[entry("a", &[1 << 40, 1 << 40], 0, 0)], 512), "impossible dimension"),
+        (with_tensors(&[entry("a", &[0, 1 << 40, 1 << 40], 0, 0)], 512), "impossible dimension 0"),
         (with_tensors(&[entry("a", &[1 << 40], 0, 0)], 512), "more than the file can hold"),
         (with_tensors(&[entry("a", &[], 0, 0)], 512), "0 dimensions"),
         (with_tensors(&[entry("a", &[32], 0, u64::MAX - 31)], 512), "past the file's"),
