@@ -20,6 +20,7 @@ const CLOCK_MODULES: &[&str] = &[
     "crates/commons-core/src/evidence/run",
     "crates/commons-nn/src/hub",
     "crates/commons-nn/src/model/moe",
+    "crates/commons-nn/src/model/mor",
     "crates/commons-nn/src/train",
     "crates/commons-ops/src/moe/kernel",
     "crates/commons-weights/src/moge/devices",

@@ -93,8 +93,8 @@ impl ParallelStreams {
                 format!("{n} is not in 1..={MOST_PREFIX}: without a prefix all streams are equal"),
             );
         }
-        if !(0. ..1.).contains(&self.smoothing) {
-            return bad("smoothing", format!("{} is not in 0..1: use 0.01", self.smoothing));
+        if !(0. ..=1.).contains(&self.smoothing) {
+            return bad("smoothing", format!("{} is not in 0..=1: use 0.01", self.smoothing));
         }
         Ok(())
     }

@@ -28,7 +28,7 @@ pub use groups::{GROUPS_KEY, key_heads};
 pub use io::{Loaded, SaveFormat};
 pub use kv::KvCache;
 pub use mixture::{ExpertsLoss, ExpertsPass, MoePhase, TrainingLoss};
-pub use mor::{Routed, RoutedLoss, Routing};
+pub use mor::{Routed, RoutedLoss, RoutedTimes, Routing};
 pub use recursion::{
     MixtureOfRecursions, RECURSION_KEY, RecursionCache, RecursionGate, RecursionSharing,
     RouterKind, ThresholdSource,

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use commons_ops::{self as ops, Tensor};
 
@@ -44,6 +45,29 @@ pub struct Routed {
     /// For every recursion that leaves tokens out, the share of candidates for which a threshold
     /// says the same as what was done.
     pub agreement: Vec<f64>,
+    /// Where the time went.
+    pub times: RoutedTimes,
+}
+
+/// Wall time of the parts of a forward pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RoutedTimes {
+    /// Routers, choice, gathering and adding back.
+    pub routing: Duration,
+    /// The layers.
+    pub layers: Duration,
+    /// Embedding and final norm.
+    pub rest: Duration,
+}
+
+impl RoutedTimes {
+    /// Names of the parts.
+    pub const PARTS: [&'static str; 3] = ["routing", "layers", "rest"];
+
+    /// Seconds of the parts.
+    pub fn seconds(&self) -> [f64; 3] {
+        [self.routing, self.layers, self.rest].map(|d| d.as_secs_f64())
+    }
 }
 
 /// The loss of a training step.
@@ -85,6 +109,7 @@ struct Pass<'a> {
     active: Vec<Vec<Vec<u32>>>,
     scores: Vec<Vec<f32>>,
     agreement: Vec<f64>,
+    layers: Duration,
 }
 
 impl Decoder {
@@ -159,6 +184,7 @@ impl Decoder {
         (start, memory): (usize, Memory<'_>),
         recompute: bool,
     ) -> Result<Routed> {
+        let began = Instant::now();
         let mixture = self.mixture()?;
         let (batch, seq) = ids.dims2()?;
         let (width, layers) = (self.config.hidden_size, self.config.num_hidden_layers);
@@ -174,16 +200,19 @@ impl Decoder {
             active: Vec::new(),
             scores: Vec::new(),
             agreement: Vec::new(),
+            layers: Duration::ZERO,
         };
         let everyone = pass.spot(Chosen::all(batch, seq), self)?;
         let ends = mixture.sharing.ends();
         let mut x = self.embed(ids)?.reshape((1, batch * seq, width))?;
         x = pass.layers(self, 0..ends, &x, &everyone)?;
         let recursions = mixture.sharing.recursions(layers, mixture.recursions);
+        let (entered, before) = (Instant::now(), pass.layers);
         x = match mixture.router {
             RouterKind::Token => pass.token_choice(self, &recursions, x, everyone.clone())?,
             _ => pass.expert_choice(self, &recursions, x, everyone.clone())?,
         };
+        let routing = entered.elapsed().saturating_sub(pass.layers - before);
         x = pass.layers(self, layers - ends..layers, &x, &everyone)?;
         let hidden = self.final_norm(&x.reshape((batch, seq, width))?)?;
         let mut auxiliary: Option<Tensor> = None;
@@ -194,7 +223,9 @@ impl Decoder {
             });
         }
         let (active, scores, agreement) = (pass.active, pass.scores, pass.agreement);
-        Ok(Routed { hidden, auxiliary, active, scores, agreement })
+        let rest = began.elapsed().saturating_sub(routing + pass.layers);
+        let times = RoutedTimes { routing, layers: pass.layers, rest };
+        Ok(Routed { hidden, auxiliary, active, scores, agreement, times })
     }
 
     /// One layer for the tokens `x: [1, n, hidden]` of `spot`; `keys` is the depth whose keys and
@@ -338,6 +369,20 @@ impl Pass<'_> {
         x: &Tensor,
         spot: &Spot,
     ) -> Result<Tensor> {
+        let began = Instant::now();
+        let done = self.passed(model, depths, keys, x, spot);
+        self.layers += began.elapsed();
+        done
+    }
+
+    fn passed(
+        &mut self,
+        model: &Decoder,
+        depths: Range<usize>,
+        keys: usize,
+        x: &Tensor,
+        spot: &Spot,
+    ) -> Result<Tensor> {
         if self.recompute && !depths.is_empty() {
             let (model, spot) = (model.clone(), spot.clone());
             return Ok(ops::checkpoint(&[x], move |inputs| {
@@ -364,9 +409,9 @@ impl Pass<'_> {
         recursions[r].start
     }
 
-    fn teach(&mut self, loss: Tensor, coef: f64) -> Result<()> {
+    fn teach(&mut self, coef: f64, loss: impl FnOnce() -> Result<Tensor>) -> Result<()> {
         if self.routing == Routing::Training && coef > 0. {
-            self.auxiliary.push(ops::scale(&loss, coef as f32)?);
+            self.auxiliary.push(ops::scale(&loss()?, coef as f32)?);
         }
         Ok(())
     }
@@ -424,7 +469,7 @@ impl Pass<'_> {
         z: &Tensor,
     ) -> Result<Vec<bool>> {
         let n = candidates.count();
-        self.teach(z_loss(z)?, self.mixture.z_loss_coef())?;
+        self.teach(self.mixture.z_loss_coef(), || z_loss(z))?;
         if self.mixture.takes_all(r) {
             return Ok(vec![true; n]);
         }
@@ -452,8 +497,8 @@ impl Pass<'_> {
                 let same = keep.iter().zip(&above).filter(|(a, b)| a == b).count();
                 self.agreement.push(same as f64 / n as f64);
                 if n > 0 && keep.iter().any(|&k| !k) {
-                    let loss = binary_cross_entropy(&judge, &keep)?;
-                    self.teach(loss, self.mixture.aux_loss_coef())?;
+                    let loss = || binary_cross_entropy(&judge, &keep);
+                    self.teach(self.mixture.aux_loss_coef(), loss)?;
                 }
                 keep
             }
@@ -478,8 +523,8 @@ impl Pass<'_> {
         let mut gate = ops::gather(&probabilities, &taken, 1)?;
         self.scores.push(values(&gate)?);
         gate = ops::scale(&gate, self.mixture.alpha() as f32)?;
-        self.teach(balance(&probabilities, &depths)?, self.mixture.aux_loss_coef())?;
-        self.teach(z_loss(&logits)?, self.mixture.z_loss_coef())?;
+        self.teach(self.mixture.aux_loss_coef(), || balance(&probabilities, &depths))?;
+        self.teach(self.mixture.z_loss_coef(), || z_loss(&logits))?;
         let mut spot = everyone;
         let mut inside = x.clone();
         for (r, range) in recursions.iter().enumerate() {

@@ -203,7 +203,7 @@ fn arm_table(arms: &[Arm]) -> Table {
         .column("up-trained", Unit::Percent)
         .column("95 % ±", Unit::Percent)
         .column("kv bytes per token", Unit::Bytes)
-        .columns(["ms per step"]);
+        .columns(["ms per step", "of it grouping"]);
     for of in gathered(arms) {
         let value = |f: fn(&Arm) -> f64| of.iter().map(|a| f(a)).collect::<Vec<_>>();
         let after = value(|a| a.after);
@@ -216,6 +216,7 @@ fn arm_table(arms: &[Arm]) -> Table {
             spread,
             of[0].kv_bytes,
             mean(&value(|a| a.step_ms)),
+            mean(&value(|a| a.allocation_ms)),
         ]);
     }
     table

@@ -93,6 +93,8 @@ pub struct Arm {
     pub kv_bytes: usize,
     /// Milliseconds of a training step.
     pub step_ms: f64,
+    /// Of these, what deciding on groups takes on the mean; the rest is the network.
+    pub allocation_ms: f64,
     /// Query heads of every key head at the end.
     pub allocation: Vec<Vec<usize>>,
 }
@@ -163,6 +165,9 @@ impl Study {
         if scheme == Some(Scheme::Kdgqa) {
             model.calibrate(&calibration)?;
         }
+        let clock = || run.elapsed().as_secs_f64();
+        let (batch, _) = sets.train_batch(data, 0, self.up.batch_size)?;
+        let decided = 1e3 * model.allocation_seconds(&batch, clock)?;
         Ok(Arm {
             scheme,
             groups,
@@ -170,6 +175,11 @@ impl Study {
             after: score()?,
             kv_bytes: model.kv_bytes(),
             step_ms: took.as_secs_f64() * 1e3 / self.up.steps as f64,
+            allocation_ms: match scheme {
+                Some(Scheme::Kdgqa) => decided,
+                Some(Scheme::DgqaDiff | Scheme::DgqaEma) => decided / self.window as f64,
+                _ => 0.,
+            },
             allocation: model.allocation()?,
         })
     }

@@ -1,6 +1,8 @@
 //! A vision transformer whose key and value heads are shared by groups of query heads, as it is
 //! trained after conversion.
 
+use std::cell::Cell;
+
 use commons_core::Seed;
 use commons_nn::model::{Vit, key_heads};
 use commons_ops::{self as ops, AttentionOptions, Device, Tensor};
@@ -132,6 +134,23 @@ impl GroupedVit {
             })
         })?;
         Ok(())
+    }
+
+    /// Seconds by `clock` that one pass of `images` spends on deciding which heads a key head serves.
+    ///
+    /// # Errors
+    /// When the images do not fit.
+    pub fn allocation_seconds(&self, images: &Tensor, clock: impl Fn() -> f64) -> Result<f64> {
+        let spent = Cell::new(0.);
+        ops::no_grad(|| {
+            self.forward_by(images, Phase::Eval, |model, _, k| {
+                let began = clock();
+                let sizes = key_driven(model.vit.config.num_attention_heads, &key_norms(k)?);
+                spent.set(spent.get() + clock() - began);
+                Ok(sizes)
+            })
+        })?;
+        Ok(spent.get())
     }
 
     fn forward_by(

@@ -6,9 +6,9 @@ use commons_core::{Seed, cells};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Config;
 use super::study::{ScratchStudy, Stage, Trained, Variant};
 use super::vision::VisionStudy;
+use super::{Config, Projection};
 use crate::compress::Context;
 use crate::heal::{HealRun, heal};
 use crate::material::{Material, MaterialConfig, logged};
@@ -188,6 +188,8 @@ fn skip(run: &mut Run, claims: &[&str]) -> Result<()> {
 
 fn scratch(settings: &Settings, study: &ScratchStudy, run: &mut Run) -> Result<()> {
     let mut results: Vec<(u64, Trained)> = Vec::new();
+    let composed = Variant::ALL.iter().map(|&v| composition(study, v, run));
+    let composed = composed.collect::<Result<Vec<_>>>()?;
     for &seed in &settings.seeds {
         let (train, test) = settings.material.byte_texts(Seed::new(seed))?;
         for variant in Variant::ALL {
@@ -202,7 +204,7 @@ fn scratch(settings: &Settings, study: &ScratchStudy, run: &mut Run) -> Result<(
         }
     }
     run.table(scratch_table(&results));
-    run.table(time_table(&results));
+    run.table(time_table(&results, &composed));
     Ok(())
 }
 
@@ -221,13 +223,44 @@ fn scratch_table(results: &[(u64, Trained)]) -> Table {
     table
 }
 
+/// Times the weights are made; the fastest counts.
+const ROUNDS: usize = 5;
+
+/// Seconds of making the attention projections of all layers once from what is stored, the
+/// coefficient network included; `None` where nothing is made.
+fn composition(study: &ScratchStudy, variant: Variant, run: &Run) -> Result<Option<f64>> {
+    let composed = [Variant::MasaQkvo, Variant::MasaQkv, Variant::MasaRaw];
+    if !composed.contains(&variant) {
+        return Ok(None);
+    }
+    let fresh = study.fresh(variant, Seed::new(0))?;
+    let names: Vec<String> = Projection::ALL
+        .iter()
+        .flat_map(|projection| projection.of_decoder(&fresh.model.config))
+        .collect();
+    let mut best = f64::INFINITY;
+    for _ in 0..ROUNDS {
+        let began = run.elapsed();
+        let bank = match &fresh.network {
+            Some(network) => network.applied(&fresh.model.bank)?,
+            None => fresh.model.bank.clone(),
+        };
+        for name in &names {
+            bank.weight(name)?;
+        }
+        best = best.min((run.elapsed() - began).as_secs_f64());
+    }
+    Ok(Some(best))
+}
+
 /// Where the time of a step goes; the composition of weights from atoms is in the forward pass,
 /// its gradients in the backward pass, and the optimiser has fewer parameters to step.
-fn time_table(results: &[(u64, Trained)]) -> Table {
+fn time_table(results: &[(u64, Trained)], composed: &[Option<f64>]) -> Table {
     let mut table = Table::new("Time of a training step, milliseconds (medians)")
         .column("attention", Unit::Plain)
         .column("seed", Unit::Plain)
         .column("forward", Unit::Plain)
+        .column("of it weights from atoms", Unit::Plain)
         .column("backward", Unit::Plain)
         .column("optimiser", Unit::Plain)
         .column("all", Unit::Plain)
@@ -237,7 +270,9 @@ fn time_table(results: &[(u64, Trained)]) -> Table {
         let share = whole.map(|(_, o)| t.time.total() / o.time.total().max(f64::MIN_POSITIVE));
         let ms = |s: f64| 1e3 * s;
         let (f, b, u) = (ms(t.time.forward), ms(t.time.backward), ms(t.time.update));
-        table.push(cells![t.variant.label(), *seed, f, b, u, ms(t.time.total()), share]);
+        let place = Variant::ALL.iter().position(|v| *v == t.variant);
+        let made = place.and_then(|i| composed.get(i).copied().flatten()).map(ms);
+        table.push(cells![t.variant.label(), *seed, f, made, b, u, ms(t.time.total()), share]);
     }
     table
 }

@@ -29,6 +29,8 @@ pub enum Contender {
     Recursive,
     /// Expert choice.
     Expert,
+    /// Expert choice with part of the arithmetic.
+    ExpertFewer,
     /// Expert choice with the keys and values of the first recursion.
     ExpertShared,
     /// Expert choice with a second router for the threshold.
@@ -43,11 +45,12 @@ pub enum Contender {
 
 impl Contender {
     /// All.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Vanilla,
         Self::Small,
         Self::Recursive,
         Self::Expert,
+        Self::ExpertFewer,
         Self::ExpertShared,
         Self::ExpertAuxiliaryRouter,
         Self::ExpertUntaught,
@@ -62,6 +65,7 @@ impl Contender {
             Self::Small => "small",
             Self::Recursive => "recursive",
             Self::Expert => "expert",
+            Self::ExpertFewer => "expert_fewer",
             Self::ExpertShared => "expert_shared",
             Self::ExpertAuxiliaryRouter => "expert_auxiliary_router",
             Self::ExpertUntaught => "expert_untaught",
@@ -82,6 +86,8 @@ pub struct Study {
     pub mixture: MixtureOfRecursions,
     /// What is trained.
     pub contenders: Vec<Contender>,
+    /// Share of the plain model's training arithmetic that [`Contender::ExpertFewer`] gets.
+    pub fewer: f64,
     /// Tokens of context while scoring.
     pub context: usize,
     /// Bytes scored.
@@ -106,6 +112,7 @@ impl Default for Study {
             },
             mixture: MixtureOfRecursions { recursions: 3, ..MixtureOfRecursions::default() },
             contenders: Contender::ALL.to_vec(),
+            fewer: 0.8,
             context: 128,
             eval_tokens: 8192,
         }
@@ -123,10 +130,14 @@ pub struct Trained {
     pub flops: f64,
     /// Loss on the test text with threshold routing, nats per byte.
     pub loss: f64,
+    /// Seconds of all training steps.
+    pub train_seconds: f64,
     /// Seconds of a training step per token, median of the later half.
     pub token_seconds: f64,
     /// Agreement of threshold and top-k over the last tenth of the steps, where they can differ.
     pub agreement: Option<f64>,
+    /// Mean seconds of the parts of a forward pass in training, where there is a router.
+    pub parts: Option<[f64; 3]>,
 }
 
 impl Study {
@@ -146,7 +157,9 @@ impl Study {
                 config.check()?;
                 return Ok(config);
             }
-            Contender::Recursive | Contender::Expert => mixture.router = RouterKind::Expert,
+            Contender::Recursive | Contender::Expert | Contender::ExpertFewer => {
+                mixture.router = RouterKind::Expert;
+            }
             Contender::ExpertShared => mixture.kv_cache = RecursionCache::Shared,
             Contender::ExpertAuxiliaryRouter => {
                 mixture.threshold = ThresholdSource::AuxiliaryRouter;
@@ -181,15 +194,16 @@ impl Study {
         Ok(model)
     }
 
-    /// Steps that take the arithmetic of the plain model's.
+    /// Steps that take the arithmetic of the plain model's, or the part of it that is due.
     ///
     /// # Errors
     /// When counts do not divide.
-    pub fn steps(&self, model: &Decoder) -> Result<usize> {
+    pub fn steps(&self, contender: Contender, model: &Decoder) -> Result<usize> {
         let train = &self.scratch.train;
+        let due = if contender == Contender::ExpertFewer { self.fewer } else { 1. };
         let budget = training_flops(&self.config(Contender::Vanilla)?, train.seq_len);
         let own = training_flops(&model.config, train.seq_len);
-        Ok((train.steps as f64 * budget / own).round().max(1.) as usize)
+        Ok((due * train.steps as f64 * budget / own).round().max(1.) as usize)
     }
 
     /// Trains and scores a contender.
@@ -206,18 +220,19 @@ impl Study {
     ) -> Result<Trained> {
         let model = self.fresh(contender, Seed::new(seed))?;
         let mut config = self.scratch.train.clone();
-        config.steps = self.steps(&model)?;
+        config.steps = self.steps(contender, &model)?;
         config.seed = seed;
         let data = config.seed().fork("scratch-data", 0);
         let stream = TokenStream::new(tokens.to_vec(), config.seq_len, config.batch_size, data)?;
         let mut trainer = Trainer::new(config.clone(), &model.bank)?.stop_flag(stop);
-        let (mut seconds, mut agreements) = (Vec::new(), Vec::new());
+        let (mut seconds, mut agreements, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         let outcome = trainer.run(
             |At { batch, .. }| {
                 let ids = stream.batch(batch, model.bank.device())?;
                 let total = if model.config.mixture_of_recursions.is_some() {
                     let step = model.routed_loss(&ids, false)?;
                     agreements.push(step.routed.agreement);
+                    parts.push(step.routed.times.seconds());
                     step.total
                 } else {
                     model.next_token_loss(&ids)?
@@ -240,12 +255,16 @@ impl Study {
             .copied()
             .collect();
         let tokens = (config.steps * stream.tokens_per_batch()) as f64;
+        let part =
+            |i: usize| commons_core::stats::mean(&parts.iter().map(|p| p[i]).collect::<Vec<_>>());
         Ok(Trained {
             loss: byte_perplexity(&scored, test, self.context, self.eval_tokens)?.loss,
             flops: tokens * training_flops(&model.config, config.seq_len),
             steps: config.steps,
+            train_seconds: seconds.iter().sum::<f64>() * stream.tokens_per_batch() as f64,
             token_seconds: commons_core::stats::median(&seconds[seconds.len() / 2..]),
             agreement: (!last.is_empty()).then(|| commons_core::stats::mean(&last)),
+            parts: (!parts.is_empty()).then(|| [part(0), part(1), part(2)]),
             model: scored,
         })
     }

@@ -88,6 +88,30 @@ impl Experiment for Evidence {
             Bound::AtMost(0.),
         )
         .against("frozen_loss_2", Compare::Difference),
+        Claim::new(
+            "dynamic",
+            "from scratch, shares of each token's own beat equal shares of four streams",
+            Figure::text("not given"),
+            "loss_4",
+            Bound::AtMost(0.),
+        )
+        .against("loss_equal_shares", Compare::Difference),
+        Claim::new(
+            "decode-two",
+            "at batch 1, a token takes two streams at most 1.5 times as long as one",
+            Figure::text("small at small batches (section 3.3)"),
+            "decode_seconds_2",
+            Bound::AtMost(1.5),
+        )
+        .against("decode_seconds_1", Compare::Ratio),
+        Claim::new(
+            "decode-over-deeper",
+            "at batch 1, two streams take less time than the layers they are worth by the law",
+            Figure::text("up to 6 times less additional latency (abstract)"),
+            "decode_seconds_2",
+            Bound::AtMost(1.),
+        )
+        .against("decode_seconds_deeper_2", Compare::Ratio),
     ];
 
     const RECIPES: &'static [Recipe] =
@@ -107,11 +131,11 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     released(run)?;
     match &settings.scratch {
         Some(study) => scratch(settings, study, run)?,
-        None => skip(run, &["two-streams", "four-streams"])?,
+        None => skip(run, &["two-streams", "four-streams", "dynamic"])?,
     }
     match &settings.frozen {
         Some(study) => frozen(settings, study, run)?,
-        None => skip(run, &["frozen-two", "frozen-four"])?,
+        None => skip(run, &["frozen-two", "frozen-four", "decode-two", "decode-over-deeper"])?,
     }
     Ok(())
 }
@@ -167,6 +191,11 @@ fn scratch(settings: &Settings, study: &ScratchStudy, run: &mut Run) -> Result<(
                 all.push((seed, t));
             }
         }
+        let stop = run.stop().flag();
+        let equal = logged(run, &format!("equal-shares-{seed}"), |observe| {
+            study.equal_shares(&text, &test, seed, stop, observe)
+        })?;
+        run.measure("loss_equal_shares", equal.loss);
     }
     let mut table = Table::new("From scratch")
         .column("width", Unit::Plain)
@@ -179,7 +208,48 @@ fn scratch(settings: &Settings, study: &ScratchStudy, run: &mut Run) -> Result<(
         table.push(cells![t.width, t.streams, *seed, t.parameters, t.loss, 1e3 * t.step_seconds]);
     }
     run.table(table);
+    for &streams in study.streams.iter().filter(|&&s| s > 1) {
+        run.note(worth_note(study, &all, streams));
+    }
     own_law(settings, &all, run)
+}
+
+/// How many parameters of a plain decoder `streams` are worth, by the plain decoders of all widths.
+fn worth_note(study: &ScratchStudy, all: &[(u64, Trained)], streams: usize) -> String {
+    let width = study.scratch.hidden_size;
+    let of = |width: usize, streams: usize| {
+        let these: Vec<&Trained> = all
+            .iter()
+            .map(|(_, t)| t)
+            .filter(|t| t.width == width && t.streams == streams)
+            .collect();
+        let loss = stats::mean(&these.iter().map(|t| t.loss).collect::<Vec<_>>());
+        these.first().map(|t| (t.parameters as f64, loss))
+    };
+    let plain: Vec<(f64, f64)> = study.widths.iter().filter_map(|&w| of(w, 1)).collect();
+    let equal = of(width, streams)
+        .zip(of(width, 1))
+        .and_then(|(wide, one)| Some(size_of_loss(&plain, wide.1)? / one.0));
+    match equal {
+        Some(times) => format!(
+            "{streams} streams at width {width} reach the loss of a plain decoder of {times:.2} times \
+             the parameters (between the widths trained, by their logarithms)."
+        ),
+        None => format!(
+            "The loss of {streams} streams at width {width} is outside what plain decoders of the \
+             widths trained reach."
+        ),
+    }
+}
+
+/// The size at which `plain` (size and loss) passes `loss`, linear between their logarithms.
+pub(super) fn size_of_loss(plain: &[(f64, f64)], loss: f64) -> Option<f64> {
+    let mut plain = plain.to_vec();
+    plain.sort_by(|a, b| a.0.total_cmp(&b.0));
+    plain.windows(2).find(|w| w[0].1 >= loss && loss >= w[1].1).map(|w| {
+        let share = (w[0].1.ln() - loss.ln()) / (w[0].1.ln() - w[1].1.ln()).max(f64::MIN_POSITIVE);
+        (w[0].0.ln() + share * (w[1].0.ln() - w[0].0.ln())).exp()
+    })
 }
 
 /// The law of our own losses, if there are enough sizes and stream counts to speak of one.
@@ -228,6 +298,7 @@ fn frozen(settings: &Settings, study: &FrozenStudy, run: &mut Run) -> Result<()>
     };
     let original = score(&material.model)?;
     run.measure("frozen_loss_original", original);
+    study.speed.measure(study, &material.model, &material.test, run)?;
     let mut table = Table::new(format!("Frozen model, loss {original:.4} by itself"))
         .column("streams", Unit::Plain)
         .column("parameters added", Unit::Si)

@@ -75,6 +75,7 @@
 mod add;
 mod evidence;
 pub mod law;
+pub mod speed;
 pub mod study;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use commons_ops as ops;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::speed::SpeedStudy;
 use super::{Draw, add_streams, freeze_model};
 use crate::baseline::scratch::{ScratchConfig, byte_perplexity};
 use crate::{Error, Result};
@@ -99,6 +100,23 @@ impl ScratchStudy {
         Ok(Decoder::init(config, seed.fork("scratch", 0))?)
     }
 
+    /// The base width with the most streams, mixed in equal shares whatever the token.
+    ///
+    /// # Errors
+    /// When training fails or is stopped.
+    pub fn equal_shares(
+        &self,
+        tokens: &[u32],
+        test: &[u32],
+        seed: u64,
+        stop: Arc<AtomicBool>,
+        observe: &mut dyn FnMut(&StepReport),
+    ) -> Result<Trained> {
+        let streams = self.streams.iter().copied().max().unwrap_or(1);
+        let even = Self { smoothing: 1., ..self.clone() };
+        even.train((self.scratch.hidden_size, streams), tokens, test, seed, stop, observe)
+    }
+
     /// Trains and scores one decoder.
     ///
     /// # Errors
@@ -178,6 +196,8 @@ pub struct FrozenStudy {
     pub context: usize,
     /// Tokens scored.
     pub eval_tokens: usize,
+    /// What is timed.
+    pub speed: SpeedStudy,
 }
 
 impl Default for FrozenStudy {
@@ -198,6 +218,7 @@ impl Default for FrozenStudy {
             },
             context: 512,
             eval_tokens: 2048,
+            speed: SpeedStudy::default(),
         }
     }
 }
