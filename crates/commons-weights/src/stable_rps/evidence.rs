@@ -8,6 +8,7 @@ use commons_core::table::{Table, Unit};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::prune::Score;
 use super::study::{Arm, Repeat, Study, Trained};
 use crate::{Error, Result};
 
@@ -147,6 +148,7 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     }
     run.table(accuracy_table(&points));
     scales(settings, run)?;
+    growth(settings, run)?;
     timing(settings, run)
 }
 
@@ -286,6 +288,30 @@ fn scales(settings: &Settings, run: &mut Run) -> Result<()> {
             |v: &[f64]| v.iter().copied().fold(0., f64::max) - v.iter().copied().fold(1., f64::min);
         run.measure("spread_stable", spread(&seen[0]));
         run.measure("spread_roast", spread(&seen[1]));
+    }
+    run.table(table);
+    Ok(())
+}
+
+/// What pruning does to the gradient before training, on the first data set: a score that raises it
+/// many times over makes the first steps as many times too large.
+fn growth(settings: &Settings, run: &mut Run) -> Result<()> {
+    let study = &settings.study;
+    let Some(data) = study.data.first() else { return Ok(()) };
+    let scores = [Score::Random, Score::Magnitude, Score::Snip, Score::SynFlow, Score::Grasp];
+    let keys = scores.map(|score| Arm::Pruned(score).key());
+    let mut table = Table::new("Norm of the first gradient after pruning, of the dense network's")
+        .columns(["compression"])
+        .columns(keys);
+    let seed = run.seed().fork("repeat", settings.seeds.first().copied().unwrap_or(0));
+    let sets = data.prepare(seed.fork("images", 0))?;
+    for &compression in study.compressions.iter().filter(|&&c| c > 1.) {
+        let at = Repeat { sets: &sets, seed, run };
+        let mut row = cells![compression];
+        for score in scores {
+            row.extend(cells![study.gradient_growth(score, compression, &at)?]);
+        }
+        table.push(row);
     }
     run.table(table);
     Ok(())

@@ -175,6 +175,33 @@ fn top(mlp: &Mlp, names: &[String], scores: &[Vec<f32>], kept: f64) -> Result<Ma
     Ok(masks)
 }
 
+/// Norm of the gradient that the weights kept by `masks` get, all weights without masks.
+///
+/// # Errors
+/// When a mask is of another shape.
+pub fn gradient_norm(
+    mlp: &Mlp,
+    masks: Option<&Masks>,
+    images: &Tensor,
+    labels: &Tensor,
+) -> Result<f64> {
+    let names = mlp.matrices();
+    let masked = mlp.copy()?;
+    if let Some(masks) = masks {
+        apply(&masked, masks)?;
+    }
+    let grads = gradients(&masked, &names, |m| m.loss(images, labels))?;
+    let mut sum = 0.;
+    for (name, grad) in names.iter().zip(&grads) {
+        let kept = match masks.and_then(|m| m.get(name)) {
+            Some(mask) => mask.flatten_all()?.to_vec1::<f32>()?,
+            None => vec![1.; grad.len()],
+        };
+        sum += grad.iter().zip(&kept).map(|(g, k)| f64::from(g * k).powi(2)).sum::<f64>();
+    }
+    Ok(sum.sqrt())
+}
+
 /// Sets masked weights to zero.
 ///
 /// # Errors

@@ -252,6 +252,21 @@ impl Study {
         Ok(Trained { accuracy, stored, collapsed })
     }
 
+    /// Norm of the first gradient after `score` left 1/`compression` of the weights, over that of
+    /// the whole network.
+    ///
+    /// # Errors
+    /// When the images do not fit.
+    pub fn gradient_growth(&self, score: Score, compression: f64, at: &Repeat<'_>) -> Result<f64> {
+        let mlp = self.dense(at)?;
+        let (data, lot) = (self.training(at, false).seed, at.seed.fork("lot", 0));
+        let (images, labels) = at.sets.train_batch(data, 0, self.batch_size)?;
+        let masks = score.masks(&mlp, &images, &labels, 1. / compression, lot)?;
+        let whole = prune::gradient_norm(&mlp, None, &images, &labels)?;
+        let left = prune::gradient_norm(&mlp, Some(&masks), &images, &labels)?;
+        Ok(left / whole.max(f64::MIN_POSITIVE))
+    }
+
     /// Learning-rate rewinding: train, drop a fifth of what is left, go back to the weights of an
     /// early step, until 1/`compression` is left; then train to the end.
     ///

@@ -10,7 +10,7 @@ use crate::{Place, Ran, bytes};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts `line` and kills it as soon as `checkpoint` exists. Panics if it ends before.
-fn killed_at(place: &Place, line: &str, checkpoint: &str) {
+pub fn killed_at(place: &Place, line: &str, checkpoint: &str) {
     let mut child =
         place.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let began = Instant::now();

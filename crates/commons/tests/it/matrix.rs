@@ -1,10 +1,15 @@
-//! Every method that shares the weights of a decoder, against everything a user does with a model.
+//! Every method that shares weights inside a decoder, against everything a user does with a model.
 
+use crate::interruption::killed_at;
 use crate::{Place, bytes};
 
 const TRAIN: &str = "--data t.txt --batch-size 2 --seq-len 24 --lr 1e-3";
 
-/// Options under which a method applies to a model of eight layers, four heads and two key heads.
+/// Methods that make a model from the start.
+const TRAINED: [&str; 3] = ["mor", "moge", "widenet"];
+
+/// Options under which a method applies to a model of eight layers, four heads and two key heads, or
+/// makes a new one.
 fn options(method: &str) -> &'static str {
     match method {
         "relaxed-recursive" => "--loops 2 --rank 2",
@@ -13,7 +18,20 @@ fn options(method: &str) -> &'static str {
         "masa" => "--ratio 0.2",
         "parscale" => "--streams 2 --prefix-tokens 3",
         "stable-rps" => "--compression 2",
+        "mor" => "--recursions 2",
+        "moge" => "--experts 8 --active-experts 4 --expert-groups 2",
+        "widenet" => "--experts 4 --share-layers",
         other => panic!("`{other}` has no line in the matrix: say how it applies to a small model"),
+    }
+}
+
+/// The key of `config.json` that other programs do not know, where a product has one.
+fn unknown_elsewhere(method: &str) -> Option<&'static str> {
+    match method {
+        "parscale" => Some("parallel_streams"),
+        "mor" => Some("mixture_of_recursions"),
+        "moge" | "widenet" => Some("mixture_of_experts"),
+        _ => None,
     }
 }
 
@@ -28,6 +46,10 @@ fn shared_by(method: &str) -> Place {
     place.model("m", 8);
     place.text("t.txt", 400);
     let options = options(method);
+    if TRAINED.contains(&method) {
+        place.ok(&format!("train --arch nano {options} {TRAIN} --steps 3 -o c"));
+        return place;
+    }
     place.ok(&format!(
         "compress --model m --method {method} {options} --data t.txt --steps 3 --batch-size 2 \
          --seq-len 24 --eval-tokens 100 -o c"
@@ -39,10 +61,14 @@ fn shared_by(method: &str) -> Place {
 fn written_out(place: &Place, method: &str) {
     let (shared, stored) = (loss(place, "c"), place.json("inspect c"));
     assert!(stored["stored"]["parameters"].as_u64() > Some(0), "{method}");
-    if method == "parscale" {
-        // Other programs know no streams; what they would load must not be written.
-        place.refused("materialize c -o plain", &["parallel_streams", "commons"]);
-        assert!(!place.path("plain").exists());
+    if let Some(key) = unknown_elsewhere(method) {
+        // What other programs would load and misread must not be written.
+        for out in ["plain", "plain.gguf"] {
+            place.refused(&format!("materialize c -o {out}"), &[key, "commons"]);
+            assert!(!place.path(out).exists());
+        }
+        let said = place.ok("generate c --prompt abcab --max-tokens 12 --temperature 0");
+        assert!(!said.out.is_empty(), "{method}");
         return;
     }
     place.ok("materialize c -o plain");
@@ -56,25 +82,29 @@ fn written_out(place: &Place, method: &str) {
     assert_eq!(said("c"), said("plain"), "{method}");
 }
 
-/// It trains on, whole and with an adapter, and an interrupted run ends in the same bytes.
+/// It trains on, whole and with an adapter, and a killed run ends in the same bytes.
 fn trained_on(place: &Place, method: &str) {
     let before = loss(place, "c");
-    place.ok(&format!("train --model c {TRAIN} --steps 12 -o more"));
+    let line = |out: &str| format!("train --model c {TRAIN} --steps 150 --save-steps 10 -o {out}");
+    killed_at(place, &line("more"), "more.work/checkpoints/step-000010");
+    place.ok(&format!("{} --resume", line("more")));
     assert!(loss(place, "more") < before, "{method}");
     let sharing = |model: &str| place.json(&format!("inspect {model}"))["stored"].clone();
     assert_eq!(sharing("more"), sharing("c"), "{method}: the plan went lost in training");
-    place.ok(&format!("train --model c {TRAIN} --steps 12 -o again"));
+    place.ok(&line("again"));
     assert_eq!(
         bytes(place.path("more/model.safetensors")),
         bytes(place.path("again/model.safetensors")),
         "{method}"
     );
+    let experts = unknown_elsewhere(method) == Some("mixture_of_experts");
+    let targets = if experts { "q_proj,v_proj" } else { "q_proj,down_proj" };
     place.ok(&format!(
-        "train --model c --lora-rank 2 --target-modules q_proj,down_proj {TRAIN} --steps 12 -o adapter"
+        "train --model c --lora-rank 2 --target-modules {targets} {TRAIN} --steps 12 -o adapter"
     ));
     let adapted = loss(place, "adapter");
     assert!(adapted < before, "{method}");
-    if method != "parscale" {
+    if unknown_elsewhere(method).is_none() {
         place.ok("materialize c --adapter adapter/adapter -o adapted");
         assert!((loss(place, "adapted") - adapted).abs() < 1e-4, "{method}");
     }
@@ -82,9 +112,12 @@ fn trained_on(place: &Place, method: &str) {
 
 #[test]
 fn every_method_works_with_every_verb() {
-    for method in commons_weights::COMPRESSORS {
-        let place = shared_by(method.slug());
-        written_out(&place, method.slug());
-        trained_on(&place, method.slug());
+    let compressing = commons_weights::COMPRESSORS.iter().map(|method| method.slug());
+    let methods: Vec<&str> = compressing.chain(TRAINED).collect();
+    assert_eq!(methods.len(), 9);
+    for method in methods {
+        let place = shared_by(method);
+        written_out(&place, method);
+        trained_on(&place, method);
     }
 }
