@@ -4,7 +4,9 @@ use commons_nn::model::{Decoder, DecoderConfig, ParallelStreams, ids_tensor};
 use commons_ops::{self as ops, Device, Tensor};
 use proptest::prelude::*;
 
+use super::evidence::size_of_loss;
 use super::law::{Law, Point, Released, fit};
+use super::speed::layers_worth;
 use super::study::{equalise, mixture};
 use super::*;
 
@@ -256,4 +258,25 @@ fn more_streams_are_worth_more() {
     let law = fit(&Released::Stack.points()).unwrap().law;
     assert_eq!(law.worth(1.), 1.);
     assert!(law.loss(1e9, 4.) < law.loss(1e9, 1.));
+}
+
+#[test]
+fn sizes_of_equal_loss_lie_between_their_neighbours() {
+    let plain = [(400., 1.), (100., 2.)];
+    let at = |loss| size_of_loss(&plain, loss);
+    assert!((at(2f64.sqrt()).unwrap() - 200.).abs() < 1e-9);
+    assert_eq!((at(2.).unwrap().round(), at(1.).unwrap().round()), (100., 400.));
+    assert_eq!((at(2.1), at(0.9)), (None, None));
+    let law = fit(&Released::Pile.points()).unwrap().law;
+    assert_eq!([1, 2, 4].map(|p| layers_worth(&law, 30, p)), [30, 37, 44]);
+}
+
+#[test]
+fn full_smoothing_mixes_in_equal_shares() {
+    let even = ParallelStreams { smoothing: 1., ..streams(2) };
+    let draw = Draw { sigma: 0.5, value_sigma: 0.5 };
+    let model = add_streams(&decoder(), even, draw, Seed::new(2)).unwrap();
+    let mixed = mixture(&model, &IDS).unwrap();
+    assert!(mixed.shares.iter().all(|s| (s - 0.5).abs() < 1e-6), "{mixed:?}");
+    assert!(mixed.cosine < 0.999, "streams differ: {mixed:?}");
 }
