@@ -1,7 +1,5 @@
 //! Which weights share a dictionary, and the plan that says so.
 
-use std::f32::consts::SQRT_2;
-
 use commons_core::Seed;
 use commons_nn::bank::{Bank, Entry, PART, Share};
 use commons_nn::model::{DecoderConfig, VitConfig, layer_prefix};
@@ -137,12 +135,16 @@ fn check(bank: &Bank, key: &str, members: &[String], atoms: usize) -> Result<Vec
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Start {
-    /// Mostly one atom: that of the layer's place in the depth, `s = ⌊l·S/L⌋`.
+    /// Nearly one atom alone: that of the layer's place in the depth, `s = ⌊l·S/L⌋`.
     #[default]
     Nearest,
     /// `1/√S` for every atom: all layers begin alike.
     Uniform,
 }
+
+/// Share of the energy that a layer takes of the atoms of other places. With much more the layers
+/// begin alike, all atoms get nearly one gradient, and what they have in common learns too fast.
+const OTHERS: f32 = 0.03;
 
 impl Start {
     /// The coefficients of layer `l` of `layers`, of norm one.
@@ -151,10 +153,8 @@ impl Start {
             Self::Uniform => vec![1. / (atoms as f32).sqrt(); atoms],
             Self::Nearest if atoms == 1 => vec![1.],
             Self::Nearest => {
-                // Half of the energy on one atom, half on the others, so that all of them learn.
-                let rest = 1. / (2. * (atoms - 1) as f32).sqrt();
-                let mut c = vec![rest; atoms];
-                c[l * atoms / layers] = 1. / SQRT_2;
+                let mut c = vec![(OTHERS / (atoms - 1) as f32).sqrt(); atoms];
+                c[l * atoms / layers] = (1. - OTHERS).sqrt();
                 c
             }
         }
