@@ -8,6 +8,9 @@ use commons_nn::model::{Decoder, DecoderConfig, Loaded};
 use commons_nn::optim::{Optimizer, OptimizerConfig};
 use commons_ops::{self as ops, Activation, ConvOptions, Device, Tensor};
 
+/// Tokens in the cache before the first is decoded.
+const PROMPT: usize = 128;
+
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// A step to time, and how much it does.
@@ -27,6 +30,8 @@ pub fn build(name: &str, file: Option<&Path>) -> Fallible<Case> {
     match name {
         "decoder-5m" => decoder(DecoderConfig::llama(4096, 256, 6, 8, 8, 688), 8, 128),
         "decoder-135m" => decoder(DecoderConfig::llama(49_152, 576, 30, 9, 3, 1536), 1, 256),
+        "decode-1" => decode(1),
+        "decode-4" => decode(4),
         "mlp" => mlp(),
         "resnet-block" => resnet_block(),
         "noise" => noise(),
@@ -60,6 +65,23 @@ fn decoder(config: DecoderConfig, batch: usize, seq: usize) -> Fallible<Case> {
         Ok(())
     };
     Ok(Case { step: Box::new(step), inner: 1, units: (batch * seq) as f64, unit: "tokens" })
+}
+
+/// One more token for each of `batch` sequences of 128 tokens and more, 135 M parameters.
+fn decode(batch: usize) -> Fallible<Case> {
+    let config = DecoderConfig::llama(49_152, 576, 30, 9, 3, 1536);
+    let vocab = config.vocab_size as u64;
+    let model = Decoder::init(config, Seed::new(1))?.baked()?;
+    let mut cache = model.cache(batch, PROMPT + 1024)?;
+    let prompt = labels(batch * PROMPT, vocab)?.reshape((batch, PROMPT))?;
+    ops::no_grad(|| model.forward(&prompt, Some(&mut cache)))?;
+    let ids = labels(batch, vocab)?.reshape((batch, 1))?;
+    let step = move || {
+        let hidden = ops::no_grad(|| model.forward(&ids, Some(&mut cache)))?;
+        ops::no_grad(|| model.logits(&hidden))?;
+        Ok(())
+    };
+    Ok(Case { step: Box::new(step), inner: 10, units: batch as f64, unit: "tokens" })
 }
 
 /// A training step of a 784-256-10 perceptron, batch 64.

@@ -17,7 +17,7 @@ use serde_json::json;
 #[derive(Parser)]
 #[command(about = "Times one case of the comparison with PyTorch")]
 struct Args {
-    /// decoder-5m, decoder-135m, mlp, resnet-block, noise or load.
+    /// decoder-5m, decoder-135m, decode-1, decode-4, mlp, resnet-block, noise or load.
     case: String,
     /// Timed repetitions after two that are not counted.
     #[arg(long, default_value_t = 10)]

@@ -37,13 +37,16 @@ class Block(nn.Module):
         self.up = nn.Linear(width, ffn, bias=False)
         self.down = nn.Linear(ffn, width, bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x, cos, sin, cache=None, start=0):
         b, t, _ = x.shape
         h = self.n1(x)
         split = lambda y, n: y.view(b, t, n, self.d).transpose(1, 2)
         q, k, v = split(self.q(h), self.heads), split(self.k(h), self.kv_heads), split(self.v(h), self.kv_heads)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads != self.kv_heads)
+        if cache is not None:
+            cache[0][:, :, start : start + t], cache[1][:, :, start : start + t] = k, v
+            k, v = (half[:, :, : start + t] for half in cache)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=t > 1, enable_gqa=self.heads != self.kv_heads)
         x = x + self.o(y.transpose(1, 2).reshape(b, t, -1))
         h = self.n2(x)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
@@ -69,6 +72,31 @@ class Decoder(nn.Module):
             h = block(h, cos, sin)
         logits = F.linear(self.norm(h), self.embed.weight)
         return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+
+@torch.no_grad()
+def decode(args, batch, prompt=128):
+    shape = (49152, 576, 30, 9, 3, 1536)
+    model = Decoder(*shape)
+    room = [[torch.zeros(batch, 3, prompt + 1024, 64) for _ in "kv"] for _ in model.blocks]
+    inverse = 10000.0 ** (-torch.arange(0, model.d, 2).float() / model.d)
+    length = 0
+
+    @torch.no_grad()
+    def forward(ids):
+        nonlocal length
+        t = ids.shape[1]
+        angle = torch.outer(torch.arange(length, length + t).float(), inverse)
+        cos, sin = angle.cos(), angle.sin()
+        h = model.embed(ids)
+        for block, cache in zip(model.blocks, room):
+            h = block(h, cos, sin, cache, length)
+        length += t
+        return F.linear(model.norm(h[:, -1:]), model.embed.weight)
+
+    forward(torch.randint(0, shape[0], (batch, prompt)))
+    ids = torch.randint(0, shape[0], (batch, 1))
+    return lambda: forward(ids), 10, batch, "tokens"
 
 
 def decoder(args, shape, batch, seq):
@@ -147,6 +175,8 @@ def load(args):
 CASES = {
     "decoder-5m": lambda a: decoder(a, (4096, 256, 6, 8, 8, 688), 8, 128),
     "decoder-135m": lambda a: decoder(a, (49152, 576, 30, 9, 3, 1536), 1, 256),
+    "decode-1": lambda a: decode(a, 1),
+    "decode-4": lambda a: decode(a, 4),
     "mlp": mlp,
     "resnet-block": resnet_block,
     "noise": noise,

@@ -7,6 +7,7 @@ pub(crate) mod kernel;
 mod pack;
 #[cfg(test)]
 mod tests;
+mod thin;
 
 use crate::{par, simd};
 use kernel::Block;
@@ -31,9 +32,6 @@ const DEPTH: usize = 256;
 const HEIGHT: usize = 512;
 /// Columns of a block of `b`, likewise.
 const WIDTH: usize = 512;
-
-/// Up to this many rows a product is a few inner products per column.
-const THIN: usize = 4;
 
 /// A strided matrix to read.
 #[derive(Clone, Copy)]
@@ -89,6 +87,10 @@ pub(crate) fn mat_mut(data: &mut [f32], rows: usize, columns: usize) -> Rows<'_>
 
 /// `dst = alpha · a b`, or `dst += …` if `add`, on as many threads as there are.
 pub(crate) fn matmul(dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
+    // Decided before anything is cut: a piece must not be summed otherwise than the whole.
+    if thin::fits(a, b) {
+        return thin::pieces(dst, add, a, b, alpha);
+    }
     let threads = rayon::current_num_threads().max(1);
     let work = a.rows * b.columns * a.columns;
     // Large products: a few pieces a thread, so that none waits long and operands are not packed
@@ -102,7 +104,7 @@ fn pieces(mut dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alpha: f32, gr
     let (m, n, k) = (a.rows, b.columns, a.columns);
     // A few rows cost as much as a tile: what takes the time then is reading `b`.
     if m.max(ROWS) * n * k < 2 * grain || (m < 2 * ROWS && n < 2 * COLUMNS) {
-        return serial(&mut dst, add, a, b, alpha);
+        return packed(&mut dst, add, a, b, alpha);
     }
     // The side is cut whose other operand is cheaper to pack twice.
     if n >= 2 * COLUMNS && (n > m || m < 2 * ROWS) {
@@ -125,15 +127,19 @@ fn pieces(mut dst: Rows<'_>, add: bool, a: View<'_>, b: View<'_>, alpha: f32, gr
 
 /// [`matmul`] on the calling thread; `dst` may have more columns than `b`, which are left alone.
 pub(crate) fn serial(dst: &mut [&mut [f32]], add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
+    if thin::fits(a, b) {
+        return thin::serial(dst, add, a, b, alpha);
+    }
+    packed(dst, add, a, b, alpha);
+}
+
+fn packed(dst: &mut [&mut [f32]], add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
     thread_local! {
         static SCRATCH: RefCell<[Packed; 2]> = RefCell::default();
     }
     let (m, n, k) = (a.rows, b.columns, a.columns);
     if k == 0 && !add {
         dst.iter_mut().for_each(|row| row[..n].fill(0.0));
-    }
-    if m <= THIN && a.column_stride == 1 && b.row_stride == 1 {
-        return thin(dst, add, a, b, alpha);
     }
     let machine = simd::machine();
     let (height, width) = machine.tile();
@@ -157,24 +163,6 @@ pub(crate) fn serial(dst: &mut [&mut [f32]], add: bool, a: View<'_>, b: View<'_>
             }
         }
     });
-}
-
-/// A product with a few rows, straight from the operands: packing would take longer than the work.
-fn thin(dst: &mut [&mut [f32]], add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
-    let k = a.columns;
-    simd::run(
-        #[inline(always)]
-        || {
-            for j in 0..b.columns {
-                let column = &b.data[j * b.column_stride..][..k];
-                for (i, row) in dst.iter_mut().enumerate() {
-                    let line = &a.data[i * a.row_stride..][..k];
-                    let sum = alpha * simd::sum2(line, column, |x, y| x * y);
-                    row[j] = if add { row[j] + sum } else { sum };
-                }
-            }
-        },
-    );
 }
 
 fn blocks(total: usize, size: usize) -> impl Iterator<Item = Range<usize>> {

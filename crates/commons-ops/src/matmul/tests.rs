@@ -13,7 +13,20 @@ fn turned(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 
 #[test]
 fn every_orientation_and_edge() {
-    let sizes = [(1, 1, 1), (3, 5, 7), (8, 32, 16), (9, 33, 17), (17, 70, 40), (40, 100, 300)];
+    let sizes = [
+        (1, 1, 1),
+        (1, 9, 70),
+        (2, 6, 33),
+        (3, 5, 7),
+        (4, 7, 50),
+        (5, 3, 20),
+        (6, 5, 31),
+        (7, 4, 64),
+        (8, 32, 16),
+        (9, 33, 17),
+        (17, 70, 40),
+        (40, 100, 300),
+    ];
     for (m, n, k) in sizes {
         let (a, b) = (randn(1, &[m, k]), randn(2, &[k, n]));
         let want = reference(&values(&a), &values(&b), m, n, k);
@@ -63,6 +76,42 @@ fn bits_do_not_depend_on_threads_or_cuts() {
         pool.install(|| matmul(mat_mut(&mut cut, m, n), false, va, vb, 1.0));
         assert!(cut.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
+}
+
+/// A row alone has the bits it has among others, and each inner product is summed in lanes.
+#[test]
+fn a_few_rows_are_inner_products_whatever_the_threads() {
+    let (n, k) = (1000, 700);
+    let a: Vec<f32> = randn(3, &[8 * k]).to_vec1().unwrap();
+    let b: Vec<f32> = randn(4, &[n * k]).to_vec1().unwrap();
+    for threads in [1, 2, 4] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for m in 1..=8 {
+            let mut c = vec![0f32; m * n];
+            let (va, vb) = (mat(&a, m, k, k), mat(&b, n, k, k).t());
+            pool.install(|| matmul(mat_mut(&mut c, m, n), false, va, vb, 1.0));
+            for (at, got) in c.iter().enumerate() {
+                let (row, column) = (&a[at / n * k..][..k], &b[at % n * k..][..k]);
+                let want = simd::sum2(row, column, |x, y| x * y);
+                assert_eq!(got.to_bits(), want.to_bits(), "{m} rows, {threads} threads");
+            }
+        }
+    }
+}
+
+/// The last rows of a tall product are summed like the others, into however many pieces it is cut.
+#[test]
+fn a_small_piece_is_summed_like_the_whole() {
+    let (m, n, k) = (20, 40, 24_000);
+    let a: Vec<f32> = randn(5, &[m * k]).to_vec1().unwrap();
+    let b: Vec<f32> = randn(6, &[n * k]).to_vec1().unwrap();
+    let (va, vb) = (mat(&a, m, k, k), mat(&b, n, k, k).t());
+    let mut whole = vec![0f32; m * n];
+    serial(&mut mat_mut(&mut whole, m, n), false, va, vb, 1.0);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    let mut cut = vec![0f32; m * n];
+    pool.install(|| matmul(mat_mut(&mut cut, m, n), false, va, vb, 1.0));
+    assert!(cut.iter().zip(&whole).all(|(a, b)| a.to_bits() == b.to_bits()));
 }
 
 #[test]
