@@ -40,80 +40,59 @@ pub(super) fn serial(dst: &mut [&mut [f32]], add: bool, a: View<'_>, b: View<'_>
     simd::run(
         #[inline(always)]
         || match a.rows {
-            1 => some::<1, 4>(dst, add, a, b, alpha),
-            2 => some::<2, 4>(dst, add, a, b, alpha),
-            3 => some::<3, 2>(dst, add, a, b, alpha),
-            4 => some::<4, 2>(dst, add, a, b, alpha),
-            5 => some::<5, 1>(dst, add, a, b, alpha),
-            6 => some::<6, 1>(dst, add, a, b, alpha),
-            7 => some::<7, 1>(dst, add, a, b, alpha),
-            8 => some::<8, 1>(dst, add, a, b, alpha),
+            1 => rows::<1>(dst, add, a, b, alpha),
+            2 => rows::<2>(dst, add, a, b, alpha),
+            3 => rows::<3>(dst, add, a, b, alpha),
+            4 => rows::<4>(dst, add, a, b, alpha),
+            5 => rows::<5>(dst, add, a, b, alpha),
+            6 => rows::<6>(dst, add, a, b, alpha),
+            7 => rows::<7>(dst, add, a, b, alpha),
+            8 => rows::<8>(dst, add, a, b, alpha),
             _ => {}
         },
     );
 }
 
-/// `R` rows, `C` columns at a time: sums of `R · C` chains do not wait for each other.
+/// Column after column, so that memory is read in one stream.
 #[inline(always)]
-fn some<const R: usize, const C: usize>(
-    dst: &mut [&mut [f32]],
-    add: bool,
-    a: View<'_>,
-    b: View<'_>,
-    alpha: f32,
-) {
+fn rows<const R: usize>(dst: &mut [&mut [f32]], add: bool, a: View<'_>, b: View<'_>, alpha: f32) {
     let k = a.columns;
     let rows: [&[f32]; R] = std::array::from_fn(|i| &a.data[i * a.row_stride..][..k]);
-    let column = |j: usize| &b.data[j * b.column_stride..][..k];
-    let whole = b.columns - b.columns % C;
-    for j in (0..whole).step_by(C) {
-        let sums = sums::<R, C>(rows, std::array::from_fn(|c| column(j + c)));
-        store(dst, j, sums, add, alpha);
-    }
-    for j in whole..b.columns {
-        store(dst, j, sums::<R, 1>(rows, [column(j)]), add, alpha);
+    for j in 0..b.columns {
+        let sums = sums(rows, &b.data[j * b.column_stride..][..k]);
+        for (row, sum) in dst.iter_mut().zip(sums) {
+            row[j] = if add { row[j] + alpha * sum } else { alpha * sum };
+        }
     }
 }
 
-/// Inner products of all rows and columns, each summed as [`simd::sum2`] does.
+/// Inner products of the rows with `column`, each summed as [`simd::sum2`] does.
 #[inline(always)]
-fn sums<const R: usize, const C: usize>(rows: [&[f32]; R], columns: [&[f32]; C]) -> [[f32; C]; R] {
-    let mut lanes = [[[0f32; LANES]; C]; R];
-    let xs = rows.map(|row| row.as_chunks::<LANES>());
-    let ys = columns.map(|column| column.as_chunks::<LANES>());
-    let chunks = columns.first().map_or(0, |column| column.len() / LANES);
-    for t in 0..chunks {
-        for c in 0..C {
-            let y = ys[c].0[t];
-            for r in 0..R {
-                let x = xs[r].0[t];
-                for i in 0..LANES {
-                    lanes[r][c][i] += x[i] * y[i];
-                }
-            }
-        }
-    }
-    for c in 0..C {
+fn sums<const R: usize>(rows: [&[f32]; R], column: &[f32]) -> [f32; R] {
+    let (ys, y_rest) = column.as_chunks::<LANES>();
+    let xs = rows.map(|row| &row.as_chunks::<LANES>().0[..ys.len()]);
+    let mut lanes = [[0f32; LANES]; R];
+    for (t, y) in ys.iter().enumerate() {
         for r in 0..R {
-            for (i, (&x, &y)) in xs[r].1.iter().zip(ys[c].1).enumerate() {
-                lanes[r][c][i] += x * y;
-            }
+            lanes[r] = plus(lanes[r], &xs[r][t], y);
         }
     }
-    lanes.map(|row| row.map(simd::total))
+    if !y_rest.is_empty() {
+        // Zeros change no lane: none is ever negative zero.
+        let filled = |rest: &[f32]| {
+            let mut all = [0f32; LANES];
+            all[..rest.len()].copy_from_slice(rest);
+            all
+        };
+        let y = filled(y_rest);
+        for r in 0..R {
+            lanes[r] = plus(lanes[r], &filled(&rows[r][column.len() - y_rest.len()..]), &y);
+        }
+    }
+    lanes.map(simd::total)
 }
 
 #[inline(always)]
-fn store<const R: usize, const C: usize>(
-    dst: &mut [&mut [f32]],
-    start: usize,
-    sums: [[f32; C]; R],
-    add: bool,
-    alpha: f32,
-) {
-    for (row, sums) in dst.iter_mut().zip(sums) {
-        for (to, sum) in row[start..start + C].iter_mut().zip(sums) {
-            *to = if add { *to + alpha * sum } else { alpha * sum };
-        }
-    }
+fn plus(sums: [f32; LANES], x: &[f32; LANES], y: &[f32; LANES]) -> [f32; LANES] {
+    std::array::from_fn(|i| sums[i] + x[i] * y[i])
 }
