@@ -137,11 +137,16 @@ pub fn normal_quantile(p: f64) -> f64 {
 
 /// The regularised incomplete beta function I_x(a, b).
 pub fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
-    if x <= 0.0 || x >= 1.0 {
-        return if x >= 1.0 { 1.0 } else { 0.0 };
+    beta_of(a, b, x, 1.0 - x)
+}
+
+/// [`incomplete_beta`] of `x`, where `rest = 1 − x` is known better than that difference of doubles.
+fn beta_of(a: f64, b: f64, x: f64, rest: f64) -> f64 {
+    if x <= 0.0 || rest <= 0.0 {
+        return if x > 0.0 { 1.0 } else { 0.0 };
     }
     if x > (a + 1.0) / (a + b + 2.0) {
-        return 1.0 - incomplete_beta(b, a, 1.0 - x);
+        return 1.0 - beta_of(b, a, rest, x);
     }
     let ln_front = ln_gamma(a + b) - ln_gamma(a) - ln_gamma(b) + a * x.ln() + b * (-x).ln_1p();
     let fraction = lentz(1.0, |k| {
@@ -158,7 +163,8 @@ pub fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
 
 /// Student's t: the probability of a value above `t` with `df` degrees of freedom.
 pub fn t_survival(t: f64, df: f64) -> f64 {
-    let tail = 0.5 * incomplete_beta(0.5 * df, 0.5, df / (df + t * t));
+    let all = df + t * t;
+    let tail = 0.5 * beta_of(0.5 * df, 0.5, df / all, t * t / all);
     if t >= 0.0 { tail } else { 1.0 - tail }
 }
 

@@ -226,6 +226,20 @@ fn tau_by_definition(x: &[f64], y: &[f64]) -> f64 {
     score / f64::sqrt(free_x * free_y)
 }
 
+/// Close to the median `df / (df + t²)` is nearly one; what is left of it counts.
+#[test]
+fn the_middle_of_students_t_is_exact() {
+    for (p, df) in [(0.499_952_313_984_097_2, 76.042_971_159_366_8), (0.5 + 1e-9, 3.0), (0.5, 9.0)]
+    {
+        let back = 1.0 - t_survival(t_quantile(p, df), df);
+        assert!((back - p).abs() < 1e-14, "{p} {back}");
+    }
+    // With two degrees of freedom the distribution is t / (2 √(2 + t²)) + 1/2.
+    let t = 1e-5_f64;
+    let above = 0.5 - t / (2.0 * (2.0 + t * t).sqrt());
+    assert!((t_survival(t, 2.0) - above).abs() < 1e-16);
+}
+
 proptest! {
     #[test]
     fn kendall_equals_its_definition(
