@@ -134,6 +134,25 @@ impl ImageSets {
         Ok((pixels.affine(2., -1.)?, labels))
     }
 
+    /// The training images alone, the last `n` of them to score: what choices may be made on.
+    ///
+    /// # Errors
+    /// When nothing would be left to train on.
+    pub fn hold_out(&self, n: usize) -> Result<Self> {
+        let left = self.train.len().saturating_sub(n);
+        if n == 0 || left == 0 {
+            let why = format!("{n} of {} training images leave none of a kind", self.train.len());
+            return Err(Error::config("held_out", why));
+        }
+        let (mut train, mut test) = (self.train.clone(), self.train.clone());
+        let size = train.channels * train.height * train.width;
+        train.pixels.truncate(left * size);
+        train.labels.truncate(left);
+        test.pixels.drain(..left * size);
+        test.labels.drain(..left);
+        Ok(Self { train, test, classes: self.classes })
+    }
+
     /// The `batch`-th batch of `size` training images: every epoch is a new permutation, and the
     /// batch is a function of its number alone.
     ///

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::prune::Score;
 use super::study::{Arm, Repeat, Study, Trained};
+use crate::images::ImagesConfig;
 use crate::{Error, Result};
 
 /// The evidence for [`super::StableRps`].
@@ -121,6 +122,7 @@ impl Experiment for Evidence {
 
 /// One network: data set, what made it smaller, compression.
 struct Point {
+    rate: f64,
     data: String,
     key: &'static str,
     compression: f64,
@@ -134,11 +136,12 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     }
     let mut points = Vec::new();
     for data in &settings.study.data {
+        let rates = choose(&settings.study, data, run)?;
         for &seed in &settings.seeds {
             let seed = run.seed().fork("repeat", seed);
             let sets = data.prepare(seed.fork("images", 0))?;
             let at = Repeat { sets: &sets, seed, run };
-            let found = repeat(&settings.study, &data.data, &at)?;
+            let found = repeat(&settings.study, &rates, &data.data, &at)?;
             let gap = settings.study.trajectory_gap(20, &at)?;
             judge(&settings.study, &found, run);
             run.measure("trajectory_gap", gap);
@@ -152,26 +155,60 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     timing(settings, run)
 }
 
-fn repeat(study: &Study, data: &str, at: &Repeat<'_>) -> Result<Vec<Point>> {
+/// What is trained at each compression; `None` is the dense network.
+fn arms(study: &Study) -> Vec<(Option<Arm>, f64)> {
+    let mut all = vec![(None, 1.)];
+    for &c in &study.compressions {
+        // Pruning or narrowing nothing is the dense network.
+        let pooled = |arm: &Arm| matches!(arm, Arm::Stable | Arm::Roast | Arm::Robe);
+        all.extend(Arm::ALL.iter().filter(|arm| c > 1. || pooled(arm)).map(|&arm| (Some(arm), c)));
+    }
+    all
+}
+
+fn train(study: &Study, arm: Option<Arm>, compression: f64, at: &Repeat<'_>) -> Result<Trained> {
+    match arm {
+        None => study.full(at),
+        Some(arm) => study.arm(arm, compression, at),
+    }
+}
+
+/// The peak rate of everything in [`arms`], in its order, chosen on images of `data` that no repeat
+/// scores. Every method and compression gets the same tries.
+fn choose(study: &Study, data: &ImagesConfig, run: &Run) -> Result<Vec<f64>> {
+    let all = arms(study);
+    if study.learning_rates.is_empty() {
+        return Ok(vec![study.learning_rate; all.len()]);
+    }
+    let seed = run.seed().fork("choice", 0);
+    let sets = data.prepare(seed.fork("images", 0))?.hold_out(study.held_out)?;
+    let progress = run.progress();
+    let mut task = progress.task(&format!("rates for {}", data.data), Some(all.len() as u64));
+    let at = Repeat { sets: &sets, seed, run };
+    let mut rates = Vec::with_capacity(all.len());
+    for (arm, c) in all {
+        rates.push(study.best_rate(|study| Ok(train(study, arm, c, &at)?.accuracy))?);
+        task.update(rates.len() as u64, "");
+    }
+    Ok(rates)
+}
+
+fn repeat(study: &Study, rates: &[f64], data: &str, at: &Repeat<'_>) -> Result<Vec<Point>> {
     let mut points = Vec::new();
     let progress = at.run.progress();
     let mut task = progress.task(data, None);
-    let mut add = |key: &'static str, compression: f64, trained: Trained| {
+    let mut add = |key: &'static str, (compression, rate): (f64, f64), trained: Trained| {
         task.update(points.len() as u64, &format!("{key} {compression}: {}", trained.accuracy));
-        points.push(Point { data: data.into(), key, compression, trained });
+        points.push(Point { rate, data: data.into(), key, compression, trained });
     };
-    add("dense", 1., study.full(at)?);
-    for &c in &study.compressions {
-        for arm in Arm::ALL {
-            // Pruning or narrowing nothing is the dense network.
-            let pooled = matches!(arm, Arm::Stable | Arm::Roast | Arm::Robe);
-            if c > 1. || pooled {
-                add(arm.key(), c, study.arm(arm, c, at)?);
-            }
-        }
+    for ((arm, c), &rate) in arms(study).into_iter().zip(rates) {
+        let key = arm.map_or("dense", Arm::key);
+        add(key, (c, rate), train(&study.at_rate(rate), arm, c, at)?);
     }
+    // Each round of rewinding trains the network anew: it takes the rate of the dense one.
+    let rate = rates.first().copied().unwrap_or(study.learning_rate);
     for &c in &study.rewinding {
-        add("ltr", c, study.rewound(c, at)?);
+        add("ltr", (c, rate), study.at_rate(rate).rewound(c, at)?);
     }
     Ok(points)
 }
@@ -224,7 +261,7 @@ fn accuracies(of: &[&Point]) -> Vec<f64> {
 
 fn accuracy_table(points: &[Point]) -> Table {
     let mut table = Table::new("Accuracy, mean over seeds")
-        .columns(["data", "method", "compression"])
+        .columns(["data", "method", "compression", "peak rate"])
         .column("stored", Unit::Si)
         .column("accuracy", Unit::Percent)
         .column("95 % ±", Unit::Percent)
@@ -237,6 +274,7 @@ fn accuracy_table(points: &[Point]) -> Table {
             p.data.as_str(),
             p.key,
             p.compression,
+            p.rate,
             p.trained.stored,
             mean(&values),
             spread,

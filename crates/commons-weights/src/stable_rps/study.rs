@@ -25,8 +25,13 @@ pub struct Study {
     pub steps: usize,
     /// Images of a batch.
     pub batch_size: usize,
-    /// Peak learning rate, the same for every method.
+    /// Peak learning rate where none is chosen.
     pub learning_rate: f64,
+    /// Peak learning rates from which every method takes, at each compression, the one that is most
+    /// accurate on training images held out. None: `learning_rate` for all.
+    pub learning_rates: Vec<f64>,
+    /// Training images held out for that choice.
+    pub held_out: usize,
     /// Compressions, rising; 1 is the first.
     pub compressions: Vec<f64>,
     /// From here on compression counts as high.
@@ -53,6 +58,8 @@ impl Default for Study {
             steps: 200,
             batch_size: 128,
             learning_rate: 0.05,
+            learning_rates: Vec::new(),
+            held_out: 500,
             compressions: vec![1., 10., 100.],
             high: 100.,
             roast_block: 64,
@@ -154,6 +161,26 @@ impl Study {
             return Err(Error::config("data", "steps or timed is empty or zero"));
         }
         Ok(())
+    }
+
+    /// The study with another peak rate.
+    pub fn at_rate(&self, rate: f64) -> Self {
+        Self { learning_rate: rate, ..self.clone() }
+    }
+
+    /// The peak rate with which `accuracy(study)` is highest; of equals, the first.
+    ///
+    /// # Errors
+    /// Those of `accuracy`.
+    pub fn best_rate(&self, mut accuracy: impl FnMut(&Self) -> Result<f64>) -> Result<f64> {
+        let mut best = (self.learning_rate, f64::NEG_INFINITY);
+        for &rate in &self.learning_rates {
+            let reached = accuracy(&self.at_rate(rate))?;
+            if reached > best.1 {
+                best = (rate, reached);
+            }
+        }
+        Ok(best.0)
     }
 
     fn widths(&self, sets: &ImageSets, hidden: &[usize]) -> Vec<usize> {

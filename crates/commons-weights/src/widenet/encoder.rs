@@ -320,7 +320,7 @@ pub fn layer_norm(bank: &Bank, module: &str, x: &Tensor) -> Result<Tensor> {
     Ok(ops::layer_norm(x, &gain, Some(&bias), EPS)?)
 }
 
-/// The learned positions of `seq` tokens for every sample, `[batch, seq, hidden]`.
+/// The learned positions of `seq` tokens for every sample, `[batch, seq, width]`.
 pub(super) fn positions(bank: &Bank, batch: usize, seq: usize) -> Result<Tensor> {
     let ids: Vec<u32> = (0..seq as u32).collect();
     let ids = Tensor::from_vec(ids.repeat(batch), (batch, seq), bank.device())?;

@@ -14,8 +14,9 @@ const MASK: u32 = BYTE_VOCABULARY as u32;
 /// Share of the tokens that are predicted.
 const MASKED: f64 = 0.15;
 
-/// A text encoder over bytes: embeddings of width `embedding` mapped to the hidden width, learned
-/// positions, and a head that maps back and is tied to the embeddings.
+/// A text encoder over bytes: embeddings of width `embedding`, learned positions added and the sum
+/// normed before it is mapped to the hidden width (ALBERT), and a head that maps back and is tied
+/// to the embeddings.
 #[derive(Debug, Clone)]
 pub struct WideBert {
     /// The layers and all parameters.
@@ -79,8 +80,10 @@ impl WideBert {
         let mut bank = Bank::default();
         for (name, shape) in [
             ("embedding.weight", vec![BYTE_VOCABULARY + 1, embedding]),
+            ("positions", vec![seq, embedding]),
+            ("embedding_norm.weight", vec![embedding]),
+            ("embedding_norm.bias", vec![embedding]),
             ("widen.weight", vec![d, embedding]),
-            ("positions", vec![seq, d]),
             ("norm.weight", vec![d]),
             ("norm.bias", vec![d]),
             ("narrow.weight", vec![embedding, d]),
@@ -101,9 +104,10 @@ impl WideBert {
     pub fn loss(&self, text: &Hidden, phase: Phase) -> Result<(Tensor, Encoded)> {
         let bank = &self.encoder.bank;
         let table = bank.weight("embedding.weight")?;
-        let x = bank.linear("widen", &ops::embedding(&table, &text.input)?)?;
+        let x = ops::embedding(&table, &text.input)?;
         let (batch, seq, _) = x.dims3()?;
         let x = ops::add(&x, &positions(bank, batch, seq)?)?;
+        let x = bank.linear("widen", &layer_norm(bank, "embedding_norm", &x)?)?;
         let encoded = self.encoder.forward(&x, phase)?;
         let y = bank.linear("narrow", &layer_norm(bank, "norm", &encoded.x)?)?;
         let y = layer_norm(bank, "head_norm", &ops::gelu(&y)?)?;
