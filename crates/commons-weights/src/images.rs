@@ -207,6 +207,19 @@ mod tests {
     }
 
     #[test]
+    fn held_out_images_are_the_last_of_training_and_never_of_the_test() {
+        let config = ImagesConfig { train: 40, test: 20, ..ImagesConfig::default() };
+        let sets = config.prepare(Seed::new(4)).unwrap();
+        let held = sets.hold_out(15).unwrap();
+        assert_eq!((held.train.len(), held.test.len()), (25, 15));
+        assert_eq!([held.train.pixels, held.test.pixels].concat(), sets.train.pixels);
+        assert_eq!([held.train.labels, held.test.labels].concat(), sets.train.labels);
+        for n in [0, 40, 41] {
+            assert!(sets.hold_out(n).unwrap_err().to_string().contains("held_out"), "{n}");
+        }
+    }
+
+    #[test]
     fn accuracy_counts_what_is_right() {
         let sets = ImagesConfig { train: 1, test: 30, ..ImagesConfig::default() };
         let sets = sets.prepare(Seed::new(3)).unwrap();

@@ -246,6 +246,22 @@ fn refusals_name_what_works() {
 }
 
 #[test]
+fn the_best_rate_is_the_first_of_the_most_accurate() {
+    let study = Study { learning_rates: vec![0.1, 0.2, 0.3, 0.4], ..Study::default() };
+    let mut tried = Vec::new();
+    let best = study
+        .best_rate(|study| {
+            tried.push(study.learning_rate);
+            // The last rate diverges.
+            Ok([0.5, 0.7, 0.7, f64::NAN][tried.len() - 1])
+        })
+        .unwrap();
+    assert_eq!((tried, best), (study.learning_rates, 0.2));
+    let none = Study::default();
+    assert_eq!(none.best_rate(|_| Ok(1.)).unwrap(), none.learning_rate);
+}
+
+#[test]
 fn layouts_of_one_row_meet_without_a_gap() {
     // Two weights in a row cover the slots of one weight of both lengths.
     let slots = |start, n| {
