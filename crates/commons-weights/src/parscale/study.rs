@@ -212,7 +212,7 @@ impl Default for FrozenStudy {
                 steps: 40,
                 batch_size: 1,
                 seq_len: 128,
-                learning_rate: 1e-3,
+                learning_rate: 3e-3,
                 warmup_steps: 5,
                 ..TrainConfig::default()
             },
