@@ -180,14 +180,23 @@ fn choose(study: &Study, data: &ImagesConfig, run: &Run) -> Result<Vec<f64>> {
     if study.learning_rates.is_empty() {
         return Ok(vec![study.learning_rate; all.len()]);
     }
-    let seed = run.seed().fork("choice", 0);
-    let sets = data.prepare(seed.fork("images", 0))?.hold_out(study.held_out)?;
+    let tries = (0..study.choice_seeds)
+        .map(|i| {
+            let seed = run.seed().fork("choice", i);
+            Ok((seed, data.prepare(seed.fork("images", 0))?.hold_out(study.held_out)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
     let progress = run.progress();
     let mut task = progress.task(&format!("rates for {}", data.data), Some(all.len() as u64));
-    let at = Repeat { sets: &sets, seed, run };
     let mut rates = Vec::with_capacity(all.len());
     for (arm, c) in all {
-        rates.push(study.best_rate(|study| Ok(train(study, arm, c, &at)?.accuracy))?);
+        let accuracy = |study: &Study| {
+            let reached = tries.iter().map(|(seed, sets)| {
+                Ok(train(study, arm, c, &Repeat { sets, seed: *seed, run })?.accuracy)
+            });
+            Ok(mean(&reached.collect::<Result<Vec<_>>>()?))
+        };
+        rates.push(study.best_rate(accuracy)?);
         task.update(rates.len() as u64, "");
     }
     Ok(rates)

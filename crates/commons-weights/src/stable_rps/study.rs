@@ -30,6 +30,9 @@ pub struct Study {
     /// Peak learning rates from which every method takes, at each compression, the one that is most
     /// accurate on training images held out. None: `learning_rate` for all.
     pub learning_rates: Vec<f64>,
+    /// Networks trained with each of these rates; their mean counts, for one network alone can be
+    /// lucky at a rate at which most diverge.
+    pub choice_seeds: u64,
     /// Training images held out for that choice.
     pub held_out: usize,
     /// Compressions, rising; 1 is the first.
@@ -59,6 +62,7 @@ impl Default for Study {
             batch_size: 128,
             learning_rate: 0.05,
             learning_rates: Vec::new(),
+            choice_seeds: 2,
             held_out: 500,
             compressions: vec![1., 10., 100.],
             high: 100.,
@@ -156,6 +160,9 @@ impl Study {
         }
         if let Some(c) = self.rewinding.iter().find(|c| !self.compressions.contains(c)) {
             return Err(Error::config("rewinding", format!("{c} is not among compressions")));
+        }
+        if self.choice_seeds == 0 {
+            return Err(Error::config("choice_seeds", "must be at least 1"));
         }
         if self.data.is_empty() || self.steps == 0 || self.timed.0 == 0 {
             return Err(Error::config("data", "steps or timed is empty or zero"));

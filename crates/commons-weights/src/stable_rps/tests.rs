@@ -243,6 +243,8 @@ fn refusals_name_what_works() {
     assert!(says(1000., Mapping::Blocks { block: 64 }).contains("at most 104 works"));
     let bad = Study { rewinding: vec![7.], ..Study::default() };
     assert!(bad.check().unwrap_err().to_string().contains("rewinding"));
+    let bad = Study { choice_seeds: 0, ..Study::default() };
+    assert!(bad.check().unwrap_err().to_string().contains("choice_seeds"));
 }
 
 #[test]
