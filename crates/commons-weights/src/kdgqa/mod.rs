@@ -32,16 +32,16 @@
 //!
 //! # Here
 //!
-//! Measured on 2026-11-26T15:06:43Z with the recipe `full` (seed 0) in 19 min 27 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
-//! of which 3.04 GiB were used), Commons 0.1.0.
+//! Measured on 2026-11-26T23:07:03Z with the recipe `full` (seed 0) in 35 min 44 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
+//! of which 2.98 GiB were used), Commons 0.1.0.
 //!
 //! | claim                                                                          | paper                        | measured | baseline | needed            | found (95 % interval)            | verdict             |
 //! | ------------------------------------------------------------------------------ | ---------------------------- | -------: | -------: | ----------------- | -------------------------------- | ------------------- |
-//! | after up-training, DGQA with EMA is no less accurate than equal groups         | up to +8 % (ViT-L, abstract) |   0.2747 |   0.2732 | ≥ baseline        | 0.0015 (-0.001666 to 0.004666)   | holds (not settled) |
-//! | after up-training, KDGQA is no less accurate than equal groups                 | up to +8 % (ViT-L, abstract) |   0.2698 |   0.2732 | ≥ baseline        | -0.003333 (-0.01632 to 0.00965)  | fails (not settled) |
-//! | counts given by norms beat the same counts in random order                     | not in the paper             |   0.2698 |   0.2645 | ≥ baseline        | 0.005333 (-0.0009866 to 0.01165) | holds (not settled) |
-//! | more key heads are better: mean over schemes, most against fewest              | holds for all variants       |   0.2806 |   0.2636 | ≥ baseline        | 0.017 (0.007055 to 0.02695)      | holds               |
-//! | up-training takes equal groups to within two points of the multi-head network  | direction only               |   0.2732 |   0.2973 | ≥ baseline − 0.02 | -0.02417 (-0.04494 to -0.003395) | fails (not settled) |
+//! | after up-training, DGQA with EMA is no less accurate than equal groups         | up to +8 % (ViT-L, abstract) |   0.3707 |   0.3707 | ≥ baseline        | 0 (-0.00115 to 0.00115)          | holds (not settled) |
+//! | after up-training, KDGQA is no less accurate than equal groups                 | up to +8 % (ViT-L, abstract) |   0.3467 |   0.3707 | ≥ baseline        | -0.024 (-0.02986 to -0.01814)    | fails               |
+//! | counts given by norms beat the same counts in random order                     | not in the paper             |   0.3467 |   0.3582 | ≥ baseline        | -0.0115 (-0.02062 to -0.002381)  | fails               |
+//! | more key heads are better: mean over schemes, most against fewest              | holds for all variants       |   0.3642 |   0.3553 | ≥ baseline        | 0.008944 (-0.0004998 to 0.01839) | holds (not settled) |
+//! | up-training takes equal groups to within two points of the multi-head network  | direction only               |   0.3707 |   0.3857 | ≥ baseline − 0.02 | -0.015 (-0.02478 to -0.005223)   | holds (not settled) |
 //! | a short healing more than halves the perplexity of a decoder with pooled heads | not in the paper             |    140.7 |    29052 | ≤ 0.5 × baseline  | 0.004843                         | holds (one seed)    |
 //!
 //! # Differs

@@ -30,19 +30,19 @@
 //!
 //! # Here
 //!
-//! Measured on 2026-11-26T13:41:44Z with the recipe `full` (seed 0) in 18 min 06 s on AMD EPYC (1 threads, avx512, 23.5 GiB of memory,
-//! of which 643 MiB were used), Commons 0.1.0.
+//! Measured on 2026-11-26T22:46:04Z with the recipe `full` (seed 0) in 41 min 02 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
+//! of which 785 MiB were used), Commons 0.1.0.
 //!
-//! | claim                                                                            | paper                     | measured | baseline | needed            | found (95 % interval)             | verdict             |
-//! | -------------------------------------------------------------------------------- | ------------------------- | -------: | -------: | ----------------- | --------------------------------- | ------------------- |
-//! | without compression, twenty steps follow the dense network's losses              | exact (Pareto-continuity) | 4.636e-7 |          | ≤ 0.001           | 4.636e-7 (1.472e-7 to 7.8e-7)     | holds               |
-//! | at high compression it is no worse than the best of MAG, SNIP, SynFlow and GraSP | direction only (abstract) |   0.4931 |   0.5347 | ≥ baseline        | -0.04159 (-0.06272 to -0.02046)   | fails               |
-//! | below that it is within a point of the best of MAG, SNIP, SynFlow and GraSP      | direction only (abstract) |   0.7103 |   0.7181 | ≥ baseline − 0.01 | -0.007806 (-0.01286 to -0.002754) | holds (not settled) |
-//! | at every compression above 1 it is no worse than a narrower network (mean)       | direction only (abstract) |     0.58 |   0.3845 | ≥ baseline        | 0.1955 (0.1274 to 0.2636)         | holds               |
-//! | at compression 1 it is no worse than ROAST                                       | direction only (abstract) |   0.7307 |   0.1997 | ≥ baseline        | 0.5309 (0.2499 to 0.812)          | holds               |
-//! | over scales of the initial pool its accuracy spreads less than ROAST's           | direction only (abstract) | 0.001333 |   0.6327 | ≤ baseline        | -0.6313 (-0.9226 to -0.3401)      | holds               |
-//! | at low compression iterative pruning with rewinding is no worse                  | reviews of the paper      |   0.7318 |   0.7103 | ≥ baseline        | 0.02156 (0.01371 to 0.0294)       | holds               |
-//! | a training step from the pool takes at most 1.3 times a dense one                | not in the paper          |  0.02083 |  0.02973 | ≤ 1.3 × baseline  | 0.7007                            | holds (one seed)    |
+//! | claim                                                                            | paper                     | measured | baseline | needed            | found (95 % interval)           | verdict             |
+//! | -------------------------------------------------------------------------------- | ------------------------- | -------: | -------: | ----------------- | ------------------------------- | ------------------- |
+//! | without compression, twenty steps follow the dense network's losses              | exact (Pareto-continuity) | 4.636e-7 |          | ≤ 0.001           | 4.636e-7 (1.472e-7 to 7.8e-7)   | holds               |
+//! | at high compression it is no worse than the best of MAG, SNIP, SynFlow and GraSP | direction only (abstract) |    0.639 |    0.585 | ≥ baseline        | 0.05398 (0.01571 to 0.09225)    | holds               |
+//! | below that it is within a point of the best of MAG, SNIP, SynFlow and GraSP      | direction only (abstract) |   0.6518 |   0.7284 | ≥ baseline − 0.01 | -0.07667 (-0.1817 to 0.02841)   | fails (not settled) |
+//! | at every compression above 1 it is no worse than a narrower network (mean)       | direction only (abstract) |   0.6441 |   0.3979 | ≥ baseline        | 0.2462 (0.1655 to 0.3269)       | holds               |
+//! | at compression 1 it is no worse than ROAST                                       | direction only (abstract) |   0.7285 |   0.7269 | ≥ baseline        | 0.001611 (-0.006818 to 0.01004) | holds (not settled) |
+//! | over scales of the initial pool its accuracy spreads less than ROAST's           | direction only (abstract) | 0.001333 |   0.6327 | ≤ baseline        | -0.6313 (-0.9226 to -0.3401)    | holds               |
+//! | at low compression iterative pruning with rewinding is no worse                  | reviews of the paper      |    0.727 |   0.6518 | ≥ baseline        | 0.07528 (-0.03031 to 0.1809)    | holds (not settled) |
+//! | a training step from the pool takes at most 1.3 times a dense one                | not in the paper          |   0.0156 |  0.01638 | ≤ 1.3 × baseline  | 0.952                           | holds (one seed)    |
 //!
 //! # Differs
 //! * The sign is one per partition, not per element: any two elements of a slot still have
