@@ -240,7 +240,8 @@ fn figure(page: &mut String, plot: &Plot) {
     if legend.len() > 1 || legend.first().is_some_and(|(_, name)| *name != plot.title) {
         page.push_str("<ul class=\"legend\">");
         for (index, name) in legend {
-            let _ = write!(page, "<li><i class=\"c{}\"></i>{}</li>", index % 8, escape(name));
+            let class = plot::class(index);
+            let _ = write!(page, "<li><i class=\"{class}\"></i>{}</li>", escape(name));
         }
         page.push_str("</ul>\n");
     }

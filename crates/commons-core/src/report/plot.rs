@@ -16,7 +16,7 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 52.0;
-/// Colours in the style sheet; further curves start again with dashes.
+/// Colours in the style sheet; further curves start again with dashes and rings.
 const COLOURS: usize = 8;
 /// Colours and fonts; part of a report's style sheet and of every standalone file.
 pub(super) const STYLE: &str = include_str!("plot.css");
@@ -223,8 +223,8 @@ impl Plot {
                 let (x, y) = (LEFT + 140.0 * (index % 4) as f64, 40.0 + 18.0 * (index / 4) as f64);
                 let _ = write!(
                     svg,
-                    "<circle class=\"c{}\" cx=\"{}\" cy=\"{}\" r=\"4\"/>",
-                    index % COLOURS,
+                    "<circle class=\"{}\" cx=\"{}\" cy=\"{}\" r=\"4\"/>",
+                    class(index),
                     x + 4.0,
                     y - 4.0
                 );
@@ -382,10 +382,15 @@ impl Plot {
     }
 }
 
+/// Classes that give the `index`-th curve its colour and stroke, in drawing and legend.
+pub(super) fn class(index: usize) -> String {
+    format!("c{}{}", index % COLOURS, if index >= COLOURS { " again" } else { "" })
+}
+
 impl Curve {
     fn draw(&self, svg: &mut String, index: usize, x: &Axis, y: &Axis) {
         let place = |(a, b): (f64, f64)| Some((across(x.position(a)?), up(y.position(b)?)));
-        let class = format!("c{}{}", index % COLOURS, if index >= COLOURS { " again" } else { "" });
+        let class = class(index);
         if !self.band.is_empty() {
             let edge = |pick: fn(&(f64, f64)) -> f64| {
                 let ends = self
@@ -472,6 +477,16 @@ mod tests {
             (bars.matches("<rect class=\"bar").count(), bars.matches("whisker\"").count()),
             (2, 1)
         );
+    }
+
+    #[test]
+    fn a_ninth_curve_differs_from_the_first_in_drawing_and_legend() {
+        let line = [(0.0, 0.0), (1.0, 1.0)];
+        let plot = (0..9).fold(Plot::new("many"), |plot, i| plot.line(format!("n{i}"), line));
+        let svg = plot.to_svg();
+        for class in ["line c0", "line c0 again", "circle class=\"c0", "circle class=\"c0 again"] {
+            assert_eq!(svg.matches(&format!("{class}\"")).count(), 1, "{class}");
+        }
     }
 
     #[test]

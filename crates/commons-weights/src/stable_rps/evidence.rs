@@ -304,7 +304,8 @@ fn curve(data: &str, points: &[Point]) -> Plot {
         let line = of.map(|of| {
             let values = accuracies(of);
             let (m, i) = (mean(&values), Summary::of(&values).ok().and_then(|s| s.interval));
-            (of[0].compression, m, i.map_or(m, |i| i.low), i.map_or(m, |i| i.high))
+            let (low, high) = i.map_or((m, m), |i| (i.low.max(0.), i.high.min(1.)));
+            (of[0].compression, m, low, high)
         });
         plot = plot.band(key, line);
     }
