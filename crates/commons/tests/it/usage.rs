@@ -47,6 +47,12 @@ fn wrong_method_options_say_what_works() {
         "compress --remove 0.2",
         &["--remove", "`relaxed-recursive` has no such option", "--method foldgpt"],
     );
+    for (method, train) in
+        [("mor", "--recursions 3"), ("widenet", "--share-layers"), ("moge", "--expert-groups 2")]
+    {
+        let command = format!("compress --method {method}");
+        place.refused(&command, &[method, "before it is trained", "commons train", train]);
+    }
     place.model("m", 4);
     place.text("t.txt", 200);
     place.refused("compress --model m --data t.txt --loops 3 -o out", &["loops", "3", "[1, 2, 4]"]);

@@ -124,6 +124,13 @@ pub fn data(config: &CompressConfig) -> Result<&str> {
     }
 }
 
+/// Methods that shape a model before it is trained, and the command that trains one.
+const TRAINED: [(&str, &str); 3] = [
+    ("mor", "commons train --arch mini --recursions 3"),
+    ("widenet", "commons train --arch mini --experts 4 --active-experts 2 --share-layers"),
+    ("moge", "commons train --arch mini --experts 16 --active-experts 4 --expert-groups 2"),
+];
+
 /// The method called `slug`.
 ///
 /// # Errors
@@ -131,6 +138,11 @@ pub fn data(config: &CompressConfig) -> Result<&str> {
 pub fn method(slug: &str) -> Result<&'static dyn AnyCompress> {
     let found = COMPRESSORS.iter().find(|c| c.slug() == slug);
     found.copied().ok_or_else(|| {
+        if let Some((_, train)) = TRAINED.iter().find(|(trained, _)| *trained == slug) {
+            let why = "shapes a model before it is trained; a finished one cannot take its shape";
+            return Failure::usage(format!("--method {slug}"), why)
+                .help(format!("train a new one: {train}"));
+        }
         let known: Vec<String> = COMPRESSORS.iter().map(|c| c.slug().to_owned()).collect();
         let near = nearest(slug, &known);
         let help = if near.is_empty() {
