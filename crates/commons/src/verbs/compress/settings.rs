@@ -127,8 +127,8 @@ pub fn data(config: &CompressConfig) -> Result<&str> {
 /// Methods that shape a model before it is trained, and the command that trains one.
 const TRAINED: [(&str, &str); 3] = [
     ("mor", "commons train --arch mini --recursions 3"),
-    ("widenet", "commons train --arch mini --experts 4 --active-experts 2 --share-layers"),
-    ("moge", "commons train --arch mini --experts 16 --active-experts 4 --expert-groups 2"),
+    ("widenet", "commons train --experts 4 --active-experts 2 --share-layers"),
+    ("moge", "commons train --experts 16 --active-experts 4 --expert-groups 2"),
 ];
 
 /// The method called `slug`.
@@ -141,7 +141,7 @@ pub fn method(slug: &str) -> Result<&'static dyn AnyCompress> {
         if let Some((_, train)) = TRAINED.iter().find(|(trained, _)| *trained == slug) {
             let why = "shapes a model before it is trained; a finished one cannot take its shape";
             return Failure::usage(format!("--method {slug}"), why)
-                .help(format!("train a new one: {train}"));
+                .help(format!("train a new one:\n{train}"));
         }
         let known: Vec<String> = COMPRESSORS.iter().map(|c| c.slug().to_owned()).collect();
         let near = nearest(slug, &known);
