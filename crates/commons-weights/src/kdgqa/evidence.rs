@@ -142,8 +142,8 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-/// One network and everything made of it. Each number of key heads is a repeat of the claims about
-/// schemes.
+/// One network and everything made of it. A scheme is judged by its mean over the numbers of key
+/// heads: these share a network and are no repeats of their own.
 fn repeat(settings: &Settings, seed: u64, run: &mut Run) -> Result<Vec<Arm>> {
     let study = &settings.study;
     let seed = run.seed().fork("repeat", seed);
@@ -152,15 +152,18 @@ fn repeat(settings: &Settings, seed: u64, run: &mut Run) -> Result<Vec<Arm>> {
     let all = study.vit.num_attention_heads;
     let mha = study.arm(&base, None, all, &sets, seed, run)?;
     run.measure("accuracy_before_conversion", mha.before);
+    run.measure("accuracy_mha", mha.after);
     let mut arms = Vec::new();
-    for &groups in &study.groups {
-        run.measure("accuracy_mha", mha.after);
-        for scheme in Scheme::ALL {
-            let arm = study.arm(&base, Some(scheme), groups, &sets, seed, run)?;
-            run.measure(&format!("accuracy_{}", scheme.key()), arm.after);
-            run.measure(&format!("accuracy_{}_converted", scheme.key()), arm.before);
-            arms.push(arm);
-        }
+    for scheme in Scheme::ALL {
+        let made = study
+            .groups
+            .iter()
+            .map(|&groups| study.arm(&base, Some(scheme), groups, &sets, seed, run))
+            .collect::<Result<Vec<_>>>()?;
+        let over = |of: fn(&Arm) -> f64| mean(&made.iter().map(of).collect::<Vec<_>>());
+        run.measure(&format!("accuracy_{}", scheme.key()), over(|a| a.after));
+        run.measure(&format!("accuracy_{}_converted", scheme.key()), over(|a| a.before));
+        arms.extend(made);
     }
     let over = |groups: Option<&usize>| {
         let chosen = arms.iter().filter(|a| Some(&a.groups) == groups).map(|a| a.after);

@@ -122,6 +122,7 @@ impl Experiment for Evidence {
 
 /// One network: data set, what made it smaller, compression.
 struct Point {
+    seed: u64,
     rate: f64,
     data: String,
     key: &'static str,
@@ -135,19 +136,23 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
         return Err(Error::config("seeds", "give at least one"));
     }
     let mut points = Vec::new();
+    let mut gaps = vec![0f64; settings.seeds.len()];
     for data in &settings.study.data {
         let rates = choose(&settings.study, data, run)?;
-        for &seed in &settings.seeds {
-            let seed = run.seed().fork("repeat", seed);
+        for (&number, gap) in settings.seeds.iter().zip(&mut gaps) {
+            let seed = run.seed().fork("repeat", number);
             let sets = data.prepare(seed.fork("images", 0))?;
             let at = Repeat { sets: &sets, seed, run };
-            let found = repeat(&settings.study, &rates, &data.data, &at)?;
-            let gap = settings.study.trajectory_gap(20, &at)?;
-            judge(&settings.study, &found, run);
-            run.measure("trajectory_gap", gap);
+            let found = repeat(&settings.study, &rates, (&data.data, number), &at)?;
             points.extend(found);
+            *gap = gap.max(settings.study.trajectory_gap(20, &at)?);
         }
         run.plot(curve(&data.data, &points));
+    }
+    for (&seed, &gap) in settings.seeds.iter().zip(&gaps) {
+        let of: Vec<&Point> = points.iter().filter(|p| p.seed == seed).collect();
+        judge(&settings.study, &of, run);
+        run.measure("trajectory_gap", gap);
     }
     run.table(accuracy_table(&points));
     scales(settings, run)?;
@@ -202,13 +207,18 @@ fn choose(study: &Study, data: &ImagesConfig, run: &Run) -> Result<Vec<f64>> {
     Ok(rates)
 }
 
-fn repeat(study: &Study, rates: &[f64], data: &str, at: &Repeat<'_>) -> Result<Vec<Point>> {
+fn repeat(
+    study: &Study,
+    rates: &[f64],
+    (data, number): (&str, u64),
+    at: &Repeat<'_>,
+) -> Result<Vec<Point>> {
     let mut points = Vec::new();
     let progress = at.run.progress();
     let mut task = progress.task(data, None);
     let mut add = |key: &'static str, (compression, rate): (f64, f64), trained: Trained| {
         task.update(points.len() as u64, &format!("{key} {compression}: {}", trained.accuracy));
-        points.push(Point { rate, data: data.into(), key, compression, trained });
+        points.push(Point { seed: number, rate, data: data.into(), key, compression, trained });
     };
     for ((arm, c), &rate) in arms(study).into_iter().zip(rates) {
         let key = arm.map_or("dense", Arm::key);
@@ -223,30 +233,32 @@ fn repeat(study: &Study, rates: &[f64], data: &str, at: &Repeat<'_>) -> Result<V
 }
 
 /// Measures of one repeat.
-fn judge(study: &Study, points: &[Point], run: &mut Run) {
-    let of = |key: &str, c: f64| {
-        let found = points.iter().find(|p| p.key == key && p.compression == c);
-        found.map_or(f64::NAN, |p| p.trained.accuracy)
+fn judge(study: &Study, points: &[&Point], run: &mut Run) {
+    let of = |keys: &[&str], data: &str, c: f64| {
+        let same = points.iter().filter(|p| p.data == data && p.compression == c);
+        let found = same.filter(|p| keys.contains(&p.key)).map(|p| p.trained.accuracy);
+        found.fold(f64::NAN, f64::max)
     };
-    let best = |c: f64| {
-        ["mag", "snip", "synflow", "grasp"].into_iter().map(|k| of(k, c)).fold(0., f64::max)
+    // The best of `keys` at every compression and data set, in the mean.
+    let over = |keys: &[&str], at: &dyn Fn(f64) -> bool| {
+        let data = study.data.iter().flat_map(|d| study.compressions.iter().map(move |c| (d, *c)));
+        let all = data.filter(|(_, c)| at(*c)).map(|(d, c)| of(keys, &d.data, c));
+        mean(&all.collect::<Vec<_>>())
     };
-    let above: Vec<f64> = study.compressions.iter().copied().filter(|&c| c > 1.).collect();
-    for &c in &above {
-        let part = if c >= study.high { "high" } else { "low" };
-        run.measure(&format!("accuracy_stable_{part}"), of("stable", c));
-        run.measure(&format!("accuracy_pruned_{part}"), best(c));
-    }
-    let over = |key| mean(&above.iter().map(|&c| of(key, c)).collect::<Vec<_>>());
-    run.measure("accuracy_stable_mean", over("stable"));
-    run.measure("accuracy_small_mean", over("small"));
-    run.measure("accuracy_dense", of("dense", 1.));
-    run.measure("accuracy_stable_one", of("stable", 1.));
-    run.measure("accuracy_roast_one", of("roast", 1.));
-    for &c in &study.rewinding {
-        run.measure("accuracy_ltr", of("ltr", c));
-        run.measure("accuracy_stable_ltr", of("stable", c));
-    }
+    let pruned = ["mag", "snip", "synflow", "grasp"];
+    let (high, low) = (|c| c >= study.high, |c| c > 1. && c < study.high);
+    let (above, rewound) = (|c| c > 1., |c| study.rewinding.contains(&c));
+    run.measure("accuracy_stable_high", over(&["stable"], &high));
+    run.measure("accuracy_pruned_high", over(&pruned, &high));
+    run.measure("accuracy_stable_low", over(&["stable"], &low));
+    run.measure("accuracy_pruned_low", over(&pruned, &low));
+    run.measure("accuracy_stable_mean", over(&["stable"], &above));
+    run.measure("accuracy_small_mean", over(&["small"], &above));
+    run.measure("accuracy_stable_one", over(&["stable"], &|c| c == 1.));
+    run.measure("accuracy_roast_one", over(&["roast"], &|c| c == 1.));
+    run.measure("accuracy_dense", over(&["dense"], &|c| c == 1.));
+    run.measure("accuracy_ltr", over(&["ltr"], &rewound));
+    run.measure("accuracy_stable_ltr", over(&["stable"], &rewound));
 }
 
 /// Points of one data set, method and compression together.
