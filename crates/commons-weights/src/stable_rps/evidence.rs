@@ -135,6 +135,7 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     if settings.seeds.is_empty() {
         return Err(Error::config("seeds", "give at least one"));
     }
+    narrow(&settings.study, run)?;
     let mut points = Vec::new();
     let mut gaps = vec![0f64; settings.seeds.len()];
     for data in &settings.study.data {
@@ -232,6 +233,17 @@ fn repeat(
     Ok(points)
 }
 
+/// Excuses the claims on compressions that the study leaves out.
+fn narrow(study: &Study, run: &mut Run) -> Result<()> {
+    if !study.compressions.iter().any(|&c| c > 1. && c < study.high) {
+        run.not_comparable("range", "no compression lies between 1 and `high`")?;
+    }
+    if study.rewinding.is_empty() {
+        run.not_comparable("rewinding", "`rewinding` is empty")?;
+    }
+    Ok(())
+}
+
 /// Measures of one repeat.
 fn judge(study: &Study, points: &[&Point], run: &mut Run) {
     let of = |keys: &[&str], data: &str, c: f64| {
@@ -248,17 +260,23 @@ fn judge(study: &Study, points: &[&Point], run: &mut Run) {
     let pruned = ["mag", "snip", "synflow", "grasp"];
     let (high, low) = (|c| c >= study.high, |c| c > 1. && c < study.high);
     let (above, rewound) = (|c| c > 1., |c| study.rewinding.contains(&c));
-    run.measure("accuracy_stable_high", over(&["stable"], &high));
-    run.measure("accuracy_pruned_high", over(&pruned, &high));
-    run.measure("accuracy_stable_low", over(&["stable"], &low));
-    run.measure("accuracy_pruned_low", over(&pruned, &low));
-    run.measure("accuracy_stable_mean", over(&["stable"], &above));
-    run.measure("accuracy_small_mean", over(&["small"], &above));
-    run.measure("accuracy_stable_one", over(&["stable"], &|c| c == 1.));
-    run.measure("accuracy_roast_one", over(&["roast"], &|c| c == 1.));
-    run.measure("accuracy_dense", over(&["dense"], &|c| c == 1.));
-    run.measure("accuracy_ltr", over(&["ltr"], &rewound));
-    run.measure("accuracy_stable_ltr", over(&["stable"], &rewound));
+    // Not a number is the mean over nothing: see `narrow`.
+    let mut record = |key: &str, value: f64| {
+        if !value.is_nan() {
+            run.measure(key, value);
+        }
+    };
+    record("accuracy_stable_high", over(&["stable"], &high));
+    record("accuracy_pruned_high", over(&pruned, &high));
+    record("accuracy_stable_low", over(&["stable"], &low));
+    record("accuracy_pruned_low", over(&pruned, &low));
+    record("accuracy_stable_mean", over(&["stable"], &above));
+    record("accuracy_small_mean", over(&["small"], &above));
+    record("accuracy_stable_one", over(&["stable"], &|c| c == 1.));
+    record("accuracy_roast_one", over(&["roast"], &|c| c == 1.));
+    record("accuracy_dense", over(&["dense"], &|c| c == 1.));
+    record("accuracy_ltr", over(&["ltr"], &rewound));
+    record("accuracy_stable_ltr", over(&["stable"], &rewound));
 }
 
 /// Points of one data set, method and compression together.

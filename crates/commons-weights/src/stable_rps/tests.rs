@@ -245,6 +245,8 @@ fn refusals_name_what_works() {
     assert!(bad.check().unwrap_err().to_string().contains("rewinding"));
     let bad = Study { choice_seeds: 0, ..Study::default() };
     assert!(bad.check().unwrap_err().to_string().contains("choice_seeds"));
+    let bad = Study { learning_rates: vec![0.1, f64::NAN], ..Study::default() };
+    assert!(bad.check().unwrap_err().to_string().contains("learning_rates"));
 }
 
 #[test]
