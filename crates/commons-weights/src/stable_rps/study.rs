@@ -164,9 +164,10 @@ impl Study {
         if self.choice_seeds == 0 {
             return Err(Error::config("choice_seeds", "must be at least 1"));
         }
-        let rates = self.learning_rates.iter().chain([&self.learning_rate]);
-        if let Some(rate) = rates.copied().find(|rate| !(rate.is_finite() && *rate > 0.)) {
-            return Err(Error::config("learning_rates", format!("{rate} is no positive number")));
+        let tried = self.learning_rates.iter().map(|&rate| ("learning_rates", rate));
+        let mut rates = tried.chain([("learning_rate", self.learning_rate)]);
+        if let Some((field, rate)) = rates.find(|(_, rate)| !(rate.is_finite() && *rate > 0.)) {
+            return Err(Error::config(field, format!("{rate} is no positive number")));
         }
         if self.data.is_empty() || self.steps == 0 || self.timed.0 == 0 {
             return Err(Error::config("data", "steps or timed is empty or zero"));

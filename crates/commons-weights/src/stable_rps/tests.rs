@@ -247,6 +247,9 @@ fn refusals_name_what_works() {
     assert!(bad.check().unwrap_err().to_string().contains("choice_seeds"));
     let bad = Study { learning_rates: vec![0.1, f64::NAN], ..Study::default() };
     assert!(bad.check().unwrap_err().to_string().contains("learning_rates"));
+    let bad = Study { learning_rate: -0.1, ..Study::default() };
+    let said = bad.check().unwrap_err().to_string();
+    assert!(said.contains("learning_rate") && !said.contains("learning_rates"), "{said}");
 }
 
 #[test]
