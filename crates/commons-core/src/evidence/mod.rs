@@ -71,9 +71,13 @@ impl Recipe {
         }
     }
 
-    /// The recipe whose result stands beside the code: a quarter of an hour at most.
+    /// The recipe whose result stands beside the code.
     pub const fn full(toml: &'static str) -> Self {
-        Self { name: "full", about: "the run behind the published result (up to 15 minutes)", toml }
+        Self {
+            name: "full",
+            about: "the run behind the published result (2 to 40 minutes on two cores)",
+            toml,
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 use commons_ops::{self as ops, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Decoder, Rotary, ids_tensor};
+use crate::model::{Decoder, DecoderConfig, Rotary, ids_tensor};
 use crate::{Error, Result};
 
 /// Rows whose logits are held at once.
@@ -63,11 +63,7 @@ impl ExitProfile {
         thresholds: &[f64],
         mut tick: impl FnMut(usize),
     ) -> Result<Self> {
-        let layers = model.config.num_hidden_layers;
-        if loops == 0 || !layers.is_multiple_of(loops) {
-            let why = format!("{loops} does not divide the {layers} layers");
-            return Err(Error::config("exits", why));
-        }
+        check_loops(&model.config, loops)?;
         let limit = max_tokens.min(tokens.len().saturating_sub(1));
         if limit == 0 || context == 0 {
             return Err(Error::config("text", "early exits need at least two tokens"));
@@ -81,6 +77,20 @@ impl ExitProfile {
         }
         Ok(sums.profile(limit))
     }
+}
+
+/// Checks that `loops` equal parts make up the layers, and that every token passes them.
+///
+/// # Errors
+/// When they do not, or a router decides.
+pub fn check_loops(config: &DecoderConfig, loops: usize) -> Result<()> {
+    config.check_every_layer()?;
+    let layers = config.num_hidden_layers;
+    if loops == 0 || !layers.is_multiple_of(loops) {
+        let why = format!("{loops} does not divide the {layers} layers");
+        return Err(Error::config("exits", why));
+    }
+    Ok(())
 }
 
 /// Readings `[loops][tokens]` of one window.
@@ -140,7 +150,9 @@ impl Sums {
         for exit in &mut self.exits {
             for (token, whole) in last.iter().enumerate() {
                 let early = readings.iter().map(|r| r[token]).enumerate();
-                let mut sure = early.filter(|(_, r)| r.confidence >= exit.threshold);
+                // A probability rounds to 1, and at 1 no token is to leave.
+                let mut sure =
+                    early.filter(|(_, r)| exit.threshold < 1. && r.confidence >= exit.threshold);
                 let (at, taken) = sure.next().unwrap_or((readings.len() - 1, *whole));
                 exit.mean_loops += (at + 1) as f64;
                 exit.agreement += f64::from(u8::from(taken.top == whole.top));
@@ -167,7 +179,6 @@ mod tests {
 
     use super::*;
     use crate::eval::{Windows, perplexity};
-    use crate::model::DecoderConfig;
 
     fn model() -> Decoder {
         Decoder::init(DecoderConfig::llama(23, 16, 4, 2, 1, 24), Seed::new(5)).unwrap()
@@ -178,7 +189,7 @@ mod tests {
         let model = model();
         let tokens: Vec<u32> = (0..65).map(|i| i * i % 23).collect();
         let profile =
-            ExitProfile::measure(&model, &tokens, 2, (64, 64), &[0., 2.], |_| {}).unwrap();
+            ExitProfile::measure(&model, &tokens, 2, (64, 64), &[0., 1.], |_| {}).unwrap();
         let windows = Windows { context: 64, stride: 63, max_tokens: Some(64) };
         let whole = perplexity(&model, &tokens, 65, windows, |_| {}).unwrap();
         assert!((profile.losses[1] - whole.loss).abs() < 1e-5);
@@ -196,6 +207,16 @@ mod tests {
             ExitProfile::measure(&model(), &tokens, 4, (32, 90), &levels, |_| {}).unwrap();
         assert!(profile.exits.windows(2).all(|w| w[0].mean_loops <= w[1].mean_loops));
         assert_eq!(profile.tokens, 90);
+    }
+
+    #[test]
+    fn nobody_leaves_at_threshold_one() {
+        let whole = Reading { top: 1, confidence: 1., loss: 0.5 };
+        let early = Reading { top: 2, confidence: 1., loss: 0.1 };
+        let mut sums = Sums::new(2, &[1., 0.99]);
+        sums.add(&[vec![early], vec![whole]]);
+        let profile = sums.profile(1);
+        assert_eq!(profile.exits.iter().map(|e| e.loss).collect::<Vec<_>>(), [0.5, 0.1]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod exits;
 use commons_ops::{self as ops, Tensor};
 use serde::{Deserialize, Serialize};
 
-pub use exits::{Exit, ExitProfile};
+pub use exits::{Exit, ExitProfile, check_loops};
 
 use crate::model::{Decoder, ids_tensor};
 use crate::tokenizer::Tokenizer;
@@ -62,6 +62,9 @@ pub fn perplexity(
     }
     if tokens.len() < 2 {
         return Err(Error::config("text", "perplexity needs at least two tokens"));
+    }
+    if max_tokens == Some(0) {
+        return Err(Error::config("max_tokens", "must be at least 1"));
     }
     let limit = max_tokens.unwrap_or(usize::MAX).min(tokens.len() - 1);
     let (mut sum, mut scored, mut start) = (0f64, 0usize, 0usize);

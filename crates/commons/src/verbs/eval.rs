@@ -5,7 +5,8 @@ use std::path::Path;
 use clap::Args;
 use commons_nn::data::corpus::{self, Kind, Split};
 use commons_nn::eval::{
-    Choice, ChoiceAccuracy, ExitProfile, Perplexity, Windows, multiple_choice, perplexity,
+    Choice, ChoiceAccuracy, ExitProfile, Perplexity, Windows, check_loops, multiple_choice,
+    perplexity,
 };
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +155,9 @@ pub fn run(app: &App, args: &EvalArgs) -> Result<Done> {
         (None, false) => None,
     };
     let loaded = model::load(app, &args.model)?;
+    if let Some(loops) = config.exits {
+        check_loops(&loaded.model.config, loops)?;
+    }
     let text = data.map(|name| measure_text(app, &loaded, name, &config)).transpose()?;
     let mut results = Vec::new();
     for (name, questions) in tasks {

@@ -90,17 +90,18 @@ pub fn routed(mixture: MixtureOfRecursions) -> Option<Line> {
         RecursionCache::Recursion => "of each recursion",
         RecursionCache::Shared => "of the first",
     };
-    let shares: Vec<String> =
-        (0..mixture.recursions).map(|r| format!("{:.2}", mixture.capacity(r))).collect();
+    // With token choice a token takes any depth: there is no share to keep to.
+    let shares = if mixture.router == RouterKind::Token {
+        String::new()
+    } else {
+        let each = (0..mixture.recursions).map(|r| format!(" {:.2}", mixture.capacity(r)));
+        format!(", share of tokens{}", each.collect::<String>())
+    };
     Some(Line {
         kind: "routed",
         weights: mixture.recursions,
         which: "recursion_router".into(),
-        how: format!(
-            "{}, {router}, share of tokens {}, keys and values {cache}",
-            mixture.sharing.name(),
-            shares.join(" "),
-        ),
+        how: format!("{}, {router}{shares}, keys and values {cache}", mixture.sharing.name(),),
     })
 }
 
