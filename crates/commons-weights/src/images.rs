@@ -24,11 +24,16 @@ pub struct ImagesConfig {
     pub train: usize,
     /// Test images used, at most.
     pub test: usize,
+    /// Training images left out before those used: a slice of a data set that choices were not
+    /// made on.
+    pub skip_train: usize,
+    /// Test images left out before those used.
+    pub skip_test: usize,
 }
 
 impl Default for ImagesConfig {
     fn default() -> Self {
-        Self { data: "patterns".into(), train: 2000, test: 500 }
+        Self { data: "patterns".into(), train: 2000, test: 500, skip_train: 0, skip_test: 0 }
     }
 }
 
@@ -58,13 +63,18 @@ impl ImagesConfig {
         if self.train == 0 || self.test == 0 {
             return Err(Error::config("images.train", "and images.test must be at least 1"));
         }
+        if self.data == "patterns" && self.skip_train + self.skip_test > 0 {
+            return Err(Error::config("skip_train", "and skip_test belong to a data set"));
+        }
         let (train, test) = if self.data == "patterns" {
             let make = |part, n| patterns(seed.fork(part, 0), n);
             (make("train", self.train), make("test", self.test))
         } else {
             let folder = hub::resolve_data(&self.data)?;
-            let make = |train, n| Ok::<_, Error>(first(read(&self.data, &folder, train)?, n));
-            (make(true, self.train)?, make(false, self.test)?)
+            (
+                slice(read(&self.data, &folder, true)?, self.skip_train, self.train, "train")?,
+                slice(read(&self.data, &folder, false)?, self.skip_test, self.test, "test")?,
+            )
         };
         let classes = train.labels.iter().max().map_or(0, |&c| c as usize + 1);
         Ok(ImageSets { train, test, classes })
@@ -94,11 +104,19 @@ fn read(name: &str, folder: &Path, train: bool) -> Result<Images> {
     }
 }
 
-fn first(mut images: Images, n: usize) -> Images {
-    let n = n.min(images.len());
-    images.pixels.truncate(n * images.channels * images.height * images.width);
+/// Up to `n` images after the first `skip`.
+fn slice(mut images: Images, skip: usize, n: usize, part: &str) -> Result<Images> {
+    let left = images.len().saturating_sub(skip);
+    if left == 0 {
+        let why = format!("{skip} leaves none of the {} images", images.len());
+        return Err(Error::config(format!("skip_{part}"), why));
+    }
+    let (n, size) = (n.min(left), images.channels * images.height * images.width);
+    images.pixels.drain(..skip * size);
+    images.pixels.truncate(n * size);
+    images.labels.drain(..skip);
     images.labels.truncate(n);
-    images
+    Ok(images)
 }
 
 /// Gratings whose direction and frequency are the class, with random phase, contrast and noise.
@@ -217,6 +235,18 @@ mod tests {
         for n in [0, 40, 41] {
             assert!(sets.hold_out(n).unwrap_err().to_string().contains("held_out"), "{n}");
         }
+    }
+
+    #[test]
+    fn a_slice_holds_the_images_after_those_left_out() {
+        let all = patterns(Seed::new(5), 12);
+        let size = SIDE * SIDE;
+        let part = slice(all.clone(), 3, 4, "test").unwrap();
+        assert_eq!(part.labels, all.labels[3..7]);
+        assert_eq!(part.pixels, all.pixels[3 * size..7 * size]);
+        assert_eq!(slice(all.clone(), 10, 4, "test").unwrap().len(), 2);
+        let none = slice(all, 12, 4, "train").unwrap_err().to_string();
+        assert!(none.contains("skip_train"), "{none}");
     }
 
     #[test]

@@ -120,6 +120,9 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     if settings.seeds.is_empty() {
         return Err(Error::config("seeds", "give at least one"));
     }
+    if settings.study.groups.len() < 2 {
+        run.not_comparable("more-heads", "one number of key heads was tried")?;
+    }
     let mut arms = Vec::new();
     for &seed in &settings.seeds {
         arms.extend(repeat(settings, seed, run)?);
@@ -169,8 +172,10 @@ fn repeat(settings: &Settings, seed: u64, run: &mut Run) -> Result<Vec<Arm>> {
         let chosen = arms.iter().filter(|a| Some(&a.groups) == groups).map(|a| a.after);
         mean(&chosen.collect::<Vec<_>>())
     };
-    run.measure("accuracy_most_heads", over(study.groups.last()));
-    run.measure("accuracy_fewest_heads", over(study.groups.first()));
+    if study.groups.len() > 1 {
+        run.measure("accuracy_most_heads", over(study.groups.last()));
+        run.measure("accuracy_fewest_heads", over(study.groups.first()));
+    }
     if !study.groups.contains(&1) {
         arms.push(study.arm(&base, Some(Scheme::Gqa), 1, &sets, seed, run)?);
     }

@@ -57,7 +57,9 @@
 //!   scratch on CIFAR-10, without augmentation.
 //! * Query heads keep their order (as in the paper), so a finished model whose borders move has to
 //!   learn again: for little healing, take equal groups (`gqa`).
-//! * `random` is our control: the counts of KDGQA in random order.
+//! * `random` is our control: the counts of KDGQA, decided as often, given to the key heads of a layer
+//!   in a random order that stays. In a decoder they are decided once, as everything there.
+//! * Up-training is a quarter of an epoch, the paper's five; [`study::Study::window`] is 25 there.
 //! * A model that shares `k` and `v` across layers keeps that sharing: owners are pooled, not copies.
 //!
 //! # Use
@@ -114,7 +116,7 @@ pub enum Scheme {
     DgqaEma,
     /// Equal groups, outputs perturbed.
     Pgqa,
-    /// The counts of KDGQA in random order: a control.
+    /// The counts of KDGQA, as often decided, in a random order of key heads that stays: a control.
     Random,
 }
 

@@ -108,6 +108,13 @@ impl Study {
         if self.groups.is_empty() || self.window == 0 || self.calibration_images == 0 {
             return Err(Error::config("groups", "window or calibration_images is empty or zero"));
         }
+        if self.up.gradient_accumulation_steps != 1 {
+            let why = "must be 1: groups are decided once a step, by the keys of one batch";
+            return Err(Error::config("up.gradient_accumulation_steps", why));
+        }
+        if self.groups.windows(2).any(|w| w[0] >= w[1]) {
+            return Err(Error::config("groups", format!("{:?} must rise", self.groups)));
+        }
         let heads = self.vit.num_attention_heads;
         self.groups.iter().try_for_each(|&g| super::allocation::check_groups(heads, g))
     }
@@ -161,10 +168,8 @@ impl Study {
         let began = run.elapsed();
         train(&self.up, &model.vit, sets, data, &format!("{label}-{groups}"), run, forward)?;
         let took = run.elapsed().saturating_sub(began).max(Duration::from_micros(1));
-        // The control keeps its groups; KDGQA's follow the keys it has learnt.
-        if scheme == Some(Scheme::Kdgqa) {
-            model.calibrate(&calibration)?;
-        }
+        // KDGQA's groups, and those of the control, follow the keys that were learnt.
+        model.calibrate(&calibration)?;
         let clock = || run.elapsed().as_secs_f64();
         let (batch, _) = sets.train_batch(data, 0, self.up.batch_size)?;
         let decided = 1e3 * model.allocation_seconds(&batch, clock)?;
@@ -176,7 +181,7 @@ impl Study {
             kv_bytes: model.kv_bytes(),
             step_ms: took.as_secs_f64() * 1e3 / self.up.steps as f64,
             allocation_ms: match scheme {
-                Some(Scheme::Kdgqa) => decided,
+                Some(Scheme::Kdgqa | Scheme::Random) => decided,
                 Some(Scheme::DgqaDiff | Scheme::DgqaEma) => decided / self.window as f64,
                 _ => 0.,
             },

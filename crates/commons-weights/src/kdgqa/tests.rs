@@ -49,7 +49,7 @@ proptest! {
 
     #[test]
     fn a_longer_key_never_serves_fewer(norms in proptest::collection::vec(1f64..9., 2..6)) {
-        // Repairs move one head at a time, so neighbours in norm may differ by one at most.
+        // A repair moves one head at a time, and there are at most as many as key heads.
         let a = key_driven(24, &norms);
         for (i, x) in norms.iter().enumerate() {
             for (j, y) in norms.iter().enumerate() {
@@ -194,12 +194,50 @@ fn perturbation_takes_the_mean_away_and_is_seeded() {
     let scores = |step| numbers(&model.forward(&x, Phase::Train(step)).unwrap());
     assert_eq!(scores(4), scores(4));
     assert_ne!(scores(4), scores(5));
+    // Of every head's output, noise with the mean and deviation of that output is taken.
+    let mut y = vec![0f32; 2 * 5 * 6 * 4];
+    Seed::new(9).normal(0, &mut y);
+    y[..4 * 6].iter_mut().for_each(|v| *v += 3.);
+    let y = Tensor::from_vec(y, (2, 5, 6, 4), &Device::Cpu).unwrap();
+    let noise = (&y - model.perturb(0, &y, Phase::Train(4)).unwrap()).unwrap();
+    let per_head = |t: &Tensor| t.transpose(1, 2).unwrap().reshape((12, 20)).unwrap();
+    let (of_y, of_noise) = (per_head(&y), per_head(&noise));
+    for head in 0..12 {
+        let (a, b) = (numbers(&of_y.get(head).unwrap()), numbers(&of_noise.get(head).unwrap()));
+        let mean = |v: &[f32]| v.iter().sum::<f32>() / v.len() as f32;
+        let spread = |v: &[f32]| {
+            let m = mean(v);
+            v.iter().map(|x| (x - m).powi(2)).sum::<f32>() / v.len() as f32
+        };
+        assert!((mean(&a) - mean(&b)).abs() < 1e-5, "{head}");
+        assert!((spread(&a) - spread(&b)).abs() < 1e-4 * spread(&a), "{head}");
+        assert_ne!(a, b, "{head}: noise is the output itself");
+    }
     let gqa = GroupedVit::convert(&vit(6), 3, Scheme::Gqa, Seed::new(2)).unwrap();
     assert_ne!(scores(4), numbers(&gqa.forward(&x, Phase::Train(4)).unwrap()));
     // One noise for the batch: an image is scored the same whatever stands beside it.
     let alone = model.forward(&x.narrow(0, 1, 1).unwrap(), Phase::Eval).unwrap();
     let both = model.forward(&x, Phase::Eval).unwrap().narrow(0, 1, 1).unwrap();
     close(&alone, &both, 1e-5);
+}
+
+#[test]
+fn the_control_has_the_counts_of_norms_in_an_order_of_its_own() {
+    let x = images(4);
+    let of = |scheme, seed| {
+        let model = GroupedVit::convert(&vit(7), 3, scheme, Seed::new(seed)).unwrap();
+        model.calibrate(&x).unwrap();
+        model.allocation().unwrap()
+    };
+    let sorted = |mut a: Vec<usize>| {
+        a.sort_unstable();
+        a
+    };
+    let first = |rows: Vec<Vec<usize>>| rows[0].clone();
+    let by_norms = first(of(Scheme::Kdgqa, 2));
+    let controls: Vec<_> = (0..8).map(|seed| first(of(Scheme::Random, seed))).collect();
+    assert!(controls.iter().all(|c| sorted(c.clone()) == sorted(by_norms.clone())));
+    assert!(controls.iter().any(|c| *c != by_norms), "{controls:?}");
 }
 
 #[test]

@@ -113,6 +113,19 @@ impl GroupedVit {
         self.forward_by(images, phase, |model, layer, k| model.sizes(layer, k, phase))
     }
 
+    /// The counts that KDGQA gives keys `k`; for the control in a random order that is the layer's
+    /// own and stays, so that groups follow norms in number, but not in place.
+    fn by_norms(&self, layer: usize, k: &Tensor) -> Result<Vec<usize>> {
+        let sizes = key_driven(self.vit.config.num_attention_heads, &key_norms(k)?);
+        if self.scheme != Scheme::Random {
+            return Ok(sizes);
+        }
+        let mut sorted = sizes;
+        sorted.sort_unstable();
+        let order = self.seed.fork("control", layer as u64).permutation(sorted.len());
+        Ok(order.into_iter().map(|at| sorted[at]).collect())
+    }
+
     /// Freezes the allocation that is used in scoring, from the keys of `images`: that of KDGQA for
     /// [`Scheme::Kdgqa`], the same counts in random order for [`Scheme::Random`]; other schemes keep
     /// theirs.
@@ -125,10 +138,7 @@ impl GroupedVit {
         }
         ops::no_grad(|| {
             self.forward_by(images, Phase::Eval, |model, layer, k| {
-                let mut sizes = key_driven(model.vit.config.num_attention_heads, &key_norms(k)?);
-                if model.scheme == Scheme::Random {
-                    model.seed.fork("control", layer as u64).rng().shuffle(&mut sizes);
-                }
+                let sizes = model.by_norms(layer, k)?;
                 model.set_allocation(layer, &sizes)?;
                 Ok(sizes)
             })
@@ -181,11 +191,12 @@ impl GroupedVit {
             Phase::Eval => self.paper_eval,
             // The initial allocation stands for the first window.
             Phase::Train(step) => {
-                self.scheme == Scheme::Kdgqa || (step > 0 && step % self.window.max(1) == 0)
+                matches!(self.scheme, Scheme::Kdgqa | Scheme::Random)
+                    || (step > 0 && step % self.window.max(1) == 0)
             }
         };
         let kind = match self.scheme {
-            Scheme::Kdgqa if fresh => return Ok(key_driven(heads, &key_norms(k)?)),
+            Scheme::Kdgqa | Scheme::Random if fresh => return self.by_norms(layer, k),
             Scheme::DgqaDiff if fresh => Dynamic::Difference,
             Scheme::DgqaEma if fresh => Dynamic::Ema,
             _ => {
@@ -213,7 +224,7 @@ impl GroupedVit {
 
     /// `A_g − R`: uniform noise with a zero diagonal, standardised per head and scaled to the mean
     /// and deviation of that head's output `[seq · head_dim]` in each batch item.
-    fn perturb(&self, layer: usize, y: &Tensor, phase: Phase) -> Result<Tensor> {
+    pub(super) fn perturb(&self, layer: usize, y: &Tensor, phase: Phase) -> Result<Tensor> {
         let (_, seq, heads, width) = y.dims4()?;
         let step = match phase {
             Phase::Train(step) => step as u64,
@@ -227,7 +238,8 @@ impl GroupedVit {
                 *diagonal = 0.;
             }
             let (mean, deviation) = moments(row.iter().copied(), row.len());
-            row.iter_mut().for_each(|x| *x = (*x - mean) / deviation);
+            let unit = if deviation > 0. { deviation } else { 1. };
+            row.iter_mut().for_each(|x| *x = (*x - mean) / unit);
         }
         let mut noise = y.detach().flatten_all()?.to_vec1::<f32>()?;
         for item in noise.chunks_exact_mut(seq * heads * width) {
@@ -247,10 +259,10 @@ impl GroupedVit {
     }
 }
 
-/// Mean and unbiased deviation, the latter 1 where it is zero.
+/// Mean and unbiased deviation.
 fn moments(values: impl Iterator<Item = f32> + Clone, n: usize) -> (f32, f32) {
     let mean = values.clone().map(f64::from).sum::<f64>() / n as f64;
     let squares: f64 = values.map(|x| (f64::from(x) - mean).powi(2)).sum();
     let deviation = (squares / n.saturating_sub(1).max(1) as f64).sqrt();
-    (mean as f32, if deviation > 0. { deviation as f32 } else { 1. })
+    (mean as f32, deviation as f32)
 }

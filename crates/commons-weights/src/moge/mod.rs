@@ -52,7 +52,11 @@
 //!   this machine, each with a pool of one thread, and nothing is sent.
 //! * `α` is 0.01 for both routers; the part of the report that we read does not give it. Experts
 //!   are SwiGLU with no bias.
+//! * Top-K divides the weights of a token by their sum, as is usual, and groups do not, as in the
+//!   paper: what a group costs by itself is shown beside top-K with weights as they are.
 //! * The paper's numbers of experts are only simulated: independent scores, and Zipf's law.
+//! * Routers that limit a token to some devices, that let experts choose, or that are balanced by a
+//!   bias are not among the baselines; routing is simulated, not read from a trace.
 //! * Batches of 16 to 1024 tokens weigh the same in the mean of times.
 //! * No re-grouping of a trained top-K router, and no loss per group in place of (5).
 //!

@@ -23,17 +23,20 @@ pub enum Router {
     TopK,
     /// As many of every group.
     Moge,
+    /// The `K` largest, weights not divided by their sum: what is left of MoGE without groups.
+    TopKRaw,
 }
 
 impl Router {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::TopK, Self::Moge];
+    /// All.
+    pub const ALL: [Self; 3] = [Self::TopK, Self::Moge, Self::TopKRaw];
 
     /// Name in measures and tables.
     pub fn key(self) -> &'static str {
         match self {
             Self::TopK => "topk",
             Self::Moge => "moge",
+            Self::TopKRaw => "topk_raw",
         }
     }
 
@@ -42,6 +45,7 @@ impl Router {
         let plain = MixtureOfExperts { expert_groups: 1, norm_topk_prob: None, ..mixture.clone() };
         match self {
             Self::TopK => MixtureOfExperts { norm_topk_prob: Some(true), ..plain },
+            Self::TopKRaw => MixtureOfExperts { norm_topk_prob: Some(false), ..plain },
             Self::Moge => mixture.clone(),
         }
     }
@@ -128,7 +132,7 @@ pub struct OnDevices {
 
 impl Study {
     /// The decoder with experts chosen by `router`. Shapes and first values do not depend on it, so
-    /// both start from the same weights.
+    /// all start from the same weights.
     ///
     /// # Errors
     /// When counts do not fit.
@@ -243,7 +247,7 @@ impl Study {
         Ok([mean(&losses), mean(&balance), mean(&uneven)])
     }
 
-    /// Runs the experts of both models, in turn, on one thread per group.
+    /// Runs the experts of all models, in turn, on one thread per group.
     ///
     /// # Errors
     /// When texts are too short or the run is stopped.

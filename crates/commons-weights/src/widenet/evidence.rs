@@ -157,6 +157,9 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     if settings.seeds.is_empty() {
         return Err(Error::config("seeds", "give at least one"));
     }
+    if settings.text.eval_batches == 0 {
+        return Err(Error::config("text.eval_batches", "must be at least 1"));
+    }
     for (field, variants) in
         [("variants", &settings.variants), ("text.variants", &settings.text.variants)]
     {

@@ -57,13 +57,16 @@
 //! * Scoring has no capacity: otherwise the images of a batch would change each other's results.
 //! * Oddities of the released code are not copied: a second GELU after the experts, one place fewer
 //!   than `C`, and its test for dropped tokens.
+//! * Weights are drawn from a whole normal, not a truncated one, output projections like the others.
+//! * The verb `train` makes decoders only; encoders, groups of layers and shared norms are of the
+//!   library and the recipe. Where tokens go is a table in the report, for images of the first seed.
 //! * Figures of the ablations were not checked against the paper and are marked so.
 //!
 //! # Use
 //! `commons train --arch mini --experts 4 --active-experts 2 --share-layers -o widenet` trains a
 //! decoder of this kind, with RMSNorm and gated experts. The rest of (2) and (3) is
-//! `--set mixture_of_experts.norm_topk_prob=false`, and likewise `capacity_factor=1.2` and
-//! `router_noise=0.25`. The encoder of the study:
+//! `--set mixture_of_experts.norm_topk_prob=false`, and likewise `capacity_factor=1.2`,
+//! `router_noise=0.25` and, for experts as wide as the feed-forward part, `moe_intermediate_size`. The encoder of the study:
 //!
 //! ```
 //! use commons_core::Seed;
