@@ -128,6 +128,7 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     if settings.seeds.is_empty() {
         return Err(Error::config("seeds", "give at least one"));
     }
+    check(settings)?;
     released(run)?;
     match &settings.scratch {
         Some(study) => scratch(settings, study, run)?,
@@ -138,6 +139,29 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
         None => skip(run, &["frozen-two", "frozen-four", "decode-two", "decode-over-deeper"])?,
     }
     Ok(())
+}
+
+/// Numbers of streams that claims compare.
+const CLAIMED: [usize; 3] = [1, 2, 4];
+
+/// Checks that what claims compare is trained at all.
+fn check(settings: &Settings) -> Result<()> {
+    let scratch = settings.scratch.as_ref();
+    let frozen = settings.frozen.as_ref();
+    let given = scratch.map(|s| ("scratch.streams", &s.streams)).into_iter();
+    for (field, streams) in given.chain(frozen.map(|s| ("frozen.streams", &s.streams))) {
+        if let Some(missing) = CLAIMED.iter().find(|p| !streams.contains(p)) {
+            let reason = format!("must contain {missing}, which claims compare");
+            return Err(Error::config(field, reason));
+        }
+    }
+    match scratch {
+        Some(s) if !s.widths.contains(&s.scratch.hidden_size) => {
+            let reason = format!("must contain scratch.hidden_size, {}", s.scratch.hidden_size);
+            Err(Error::config("scratch.widths", reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn skip(run: &mut Run, claims: &[&str]) -> Result<()> {
@@ -159,7 +183,8 @@ fn law_table(title: &str) -> Table {
 
 fn law_row(table: &mut Table, name: &str, fit: &Fit) {
     let l = fit.law;
-    table.push(cells![name, l.k, l.e, l.alpha, l.a, fit.r_squared]);
+    let k = if fit.k_at_bound() { 0. } else { l.k };
+    table.push(cells![name, k, l.e, l.alpha, l.a, fit.r_squared]);
 }
 
 fn released(run: &mut Run) -> Result<()> {
@@ -255,7 +280,7 @@ pub(super) fn size_of_loss(plain: &[(f64, f64)], loss: f64) -> Option<f64> {
 /// The law of our own losses, if there are enough sizes and stream counts to speak of one.
 fn own_law(settings: &Settings, all: &[(u64, Trained)], run: &mut Run) -> Result<()> {
     let mut table = law_table("Law of the losses measured here");
-    let mut ks = Vec::new();
+    let (mut ks, mut at_bound) = (Vec::new(), 0);
     for &seed in &settings.seeds {
         let points: Vec<Point> = all
             .iter()
@@ -268,7 +293,8 @@ fn own_law(settings: &Settings, all: &[(u64, Trained)], run: &mut Run) -> Result
             .collect();
         match law::fit(&points) {
             Ok(fit) if fit.is_law() => {
-                run.measure("k_scratch", fit.law.k);
+                at_bound += usize::from(fit.k_at_bound());
+                run.measure("k_scratch", if fit.k_at_bound() { 0. } else { fit.law.k });
                 ks.push(fit.law.k);
                 law_row(&mut table, &format!("seed {seed}"), &fit);
             }
@@ -279,7 +305,13 @@ fn own_law(settings: &Settings, all: &[(u64, Trained)], run: &mut Run) -> Result
         }
     }
     run.table(table);
-    if let Ok(interval) = stats::t_interval(&ks, 0.95) {
+    if at_bound > 0 {
+        run.note(format!(
+            "The fit finds no positive k for {at_bound} of {} seeds: more streams did not lower the \
+             losses of the decoders trained here.",
+            ks.len()
+        ));
+    } else if let Ok(interval) = stats::t_interval(&ks, 0.95) {
         run.note(format!(
             "k of the decoders trained here: {:.3} to {:.3} (95 % over seeds).",
             interval.low, interval.high

@@ -39,16 +39,27 @@ pub struct Fit {
     pub objective: f64,
     /// Points it rests on.
     pub points: usize,
-    /// Different sizes among them.
+    /// Different sizes among them, at the number of streams that has most of them.
     pub sizes: usize,
     /// Different numbers of streams among them.
     pub stream_counts: usize,
+    /// Of these, numbers of streams with at least three sizes.
+    pub full_counts: usize,
 }
 
+/// Below this `k` has run away to its bound 0, which its logarithm never reaches.
+const NO_K: f64 = 1e-9;
+
 impl Fit {
-    /// Whether there are enough sizes and stream counts to speak of a law: three of each.
+    /// Whether there are enough losses to speak of a law: three numbers of streams with three sizes
+    /// each.
     pub fn is_law(&self) -> bool {
-        self.sizes >= 3 && self.stream_counts >= 3
+        self.full_counts >= 3
+    }
+
+    /// Whether the losses ask for no positive `k`: more streams did not lower them.
+    pub fn k_at_bound(&self) -> bool {
+        self.law.k < NO_K
     }
 }
 
@@ -126,13 +137,15 @@ pub fn fit(points: &[Point]) -> Result<Fit> {
     let square = |f: &dyn Fn(&Point) -> f64| points.iter().map(|p| f(p).powi(2)).sum::<f64>();
     let left = square(&|p| law.loss(p.parameters, p.streams) - p.loss);
     let total = square(&|p| p.loss - mean);
+    let sizes = sizes_by_streams(points);
     Ok(Fit {
         law,
         r_squared: 1. - left / total.max(f64::MIN_POSITIVE),
         objective,
         points: points.len(),
-        sizes: different_sizes(points),
-        stream_counts: different(points.iter().map(|p| p.streams)).len(),
+        sizes: sizes.iter().copied().max().unwrap_or(0),
+        stream_counts: sizes.len(),
+        full_counts: sizes.iter().filter(|&&n| n >= 3).count(),
     })
 }
 
@@ -143,18 +156,14 @@ fn different(values: impl Iterator<Item = f64>) -> Vec<f64> {
     all
 }
 
-/// Sizes that differ by more than what streams add to a model.
-fn different_sizes(points: &[Point]) -> usize {
-    let sizes = different(points.iter().map(|p| p.parameters));
-    let mut count = 0;
-    let mut last = 0.;
-    for size in sizes {
-        if size > last * 1.1 {
-            count += 1;
-            last = size;
-        }
-    }
-    count
+/// Sizes at every number of streams. Counted for each by itself: to a small model, streams add so
+/// much that one model with different numbers of them would pass for several.
+fn sizes_by_streams(points: &[Point]) -> Vec<usize> {
+    let sizes = |streams: f64| {
+        let same = points.iter().filter(|p| p.streams == streams);
+        different(same.map(|p| p.parameters)).len()
+    };
+    different(points.iter().map(|p| p.streams)).into_iter().map(sizes).collect()
 }
 
 fn check(points: &[Point]) -> Result<()> {
@@ -173,13 +182,15 @@ fn check(points: &[Point]) -> Result<()> {
             ));
         }
     }
-    if different_sizes(points) < 2 {
+    let sizes = sizes_by_streams(points);
+    if sizes.iter().all(|&n| n < 2) {
         return Err(Error::config(
             "points",
-            "all have one size: losses of at least two sizes are needed to tell E from A",
+            "all have one size (at each number of streams): losses of at least two sizes are \
+             needed to tell E from A",
         ));
     }
-    if different(points.iter().map(|p| p.streams)).len() < 2 {
+    if sizes.len() < 2 {
         return Err(Error::config(
             "points",
             "all have the same number of streams: k needs at least two numbers",

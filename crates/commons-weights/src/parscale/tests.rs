@@ -148,7 +148,10 @@ fn gradients_reach_every_added_tensor_of_every_stream() {
         let grad = grads.get(var.as_tensor()).unwrap_or_else(|| panic!("{name}"));
         for p in 0..grad.dim(0).unwrap() {
             let norm = grad.get(p).unwrap().sqr().unwrap().sum_all().unwrap();
-            assert!(norm.to_scalar::<f32>().unwrap() > 0. || name.contains(".0."), "{name} {p}");
+            assert!(
+                norm.to_scalar::<f32>().unwrap() > 0. || name.contains("aggregate_layer.0."),
+                "{name} {p}"
+            );
         }
         seen += 1;
     }
@@ -219,6 +222,14 @@ fn too_few_points_are_refused() {
     let one_size: Vec<Point> =
         points.iter().step_by(6).chain(points.iter().step_by(6)).copied().collect();
     assert!(message(&one_size).contains("one size"));
+    // To a small model streams add more than a tenth; it stays one model.
+    let small = |(i, p): (i32, f64)| Point {
+        parameters: 2e5 * 1.2f64.powi(i),
+        streams: p,
+        loss: 2. - 0.01 * f64::from(i),
+    };
+    let grown: Vec<Point> = (0..).zip([1., 2., 4., 8., 16.]).map(small).collect();
+    assert!(message(&grown).contains("one size"));
     let mut bad = points.clone();
     bad[3].loss = -1.;
     assert!(message(&bad).contains("points[3]"));
@@ -237,7 +248,8 @@ fn wrong_options_name_what_works() {
         (Config { streams: 0, ..Config::default() }, "1..=64"),
         (Config { prefix_tokens: 0, ..Config::default() }, "prefix"),
         (Config { smoothing: 1.5, ..Config::default() }, "0.01"),
-        (Config { sigma: 0., value_sigma: 0., ..Config::default() }, "equal"),
+        (Config { sigma: 0., value_sigma: 0., ..Config::default() }, "gradient"),
+        (Config { sigma: 0., ..Config::default() }, "gradient"),
     ] {
         let message = refusal(config, &plain);
         assert!(message.contains(word), "{message}");
@@ -251,6 +263,20 @@ fn wrong_options_name_what_works() {
     assert!(DecoderConfig::from_json(&config).unwrap_err().to_string().contains("count"));
     config["parallel_streams"] = serde_json::json!({"count": 2, "prefixes": 3});
     assert!(DecoderConfig::from_json(&config).is_err());
+}
+
+#[test]
+fn losses_that_streams_do_not_lower_have_no_k() {
+    let at = |n: f64, p: f64| Point {
+        parameters: n,
+        streams: p,
+        loss: 1. + (1e7 / n).powf(0.3) + 0.01 * p.ln(),
+    };
+    let points: Vec<Point> =
+        [1e7, 1e8, 1e9].iter().flat_map(|&n| [1., 2., 4.].map(|p| at(n, p))).collect();
+    let found = fit(&points).unwrap();
+    assert!(found.is_law() && found.k_at_bound(), "{found:?}");
+    assert!(!fit(&Released::Stack.points()).unwrap().k_at_bound());
 }
 
 #[test]

@@ -110,8 +110,8 @@ fn points(source: &str) -> Result<Vec<Point>> {
 fn caution(fit: &Fit) -> Option<String> {
     (!fit.is_law()).then(|| {
         format!(
-            "{} sizes and {} numbers of streams: a law needs at least three of each, so take k as \
-             a description of these losses only",
+            "{} sizes and {} numbers of streams: a law needs at least three numbers of streams with \
+             three sizes each, so take k as a description of these losses only",
             fit.sizes, fit.stream_counts
         )
     })
@@ -145,7 +145,10 @@ fn show(app: &App, args: &ParscaleArgs, points: &[Point], fit: &Fit) -> Result<(
     grid.row(["losses", &format!("{} of {} sizes", points.len(), fit.sizes)]);
     app.out.grid(&grid)?;
     app.out.text("")?;
-    for streams in [2., 4., 8.] {
+    if fit.k_at_bound() {
+        app.out.text("no positive k: in these losses more streams are worth no parameters")?;
+    }
+    for streams in [2., 4., 8.].into_iter().filter(|_| !fit.k_at_bound()) {
         app.out.text(&format!(
             "{streams} streams are worth {} times the parameters",
             number(law.worth(streams))
