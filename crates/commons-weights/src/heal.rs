@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use commons_nn::model::Decoder;
+use commons_nn::bank::Share;
+use commons_nn::model::{Decoder, Routing};
+use commons_nn::optim::RuleConfig;
 use commons_nn::train::{At, Loss, Outcome, Resume, StepReport, TokenStream, TrainConfig, Trainer};
 use commons_ops::{self as ops, DistillOptions, Tensor};
 use schemars::JsonSchema;
@@ -18,7 +20,8 @@ use crate::{Error, Result};
 /// with `i` over the last [`HealConfig::tail_layers`] layers and `π` counting from the end. The
 /// teacher's mean square makes the distance a share: some channels of pretrained models reach
 /// thousands, and would drown every other term. With exits (Bae et al. 2024, section 2.4)
-/// `+ exit · Σ_b CE(tokens after loop b)` is added, `b` over all loops but the last.
+/// `+ exit · Σ_b CE(tokens after loop b)` is added, `b` over all loops but the last. A mixture of
+/// recursions is routed as in training, and its routers' losses are added.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealConfig {
@@ -93,6 +96,28 @@ impl HealConfig {
                 format!("{} must be positive", self.temperature),
             ));
         }
+        if self.train.gradient_checkpointing {
+            return Err(Error::config(
+                "gradient_checkpointing",
+                "is for `commons train`, healing keeps its activations: lower batch_size or seq_len",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks that no term looks at single layers, which not every token of a mixture of recursions
+    /// passes.
+    ///
+    /// # Errors
+    /// Naming the field.
+    pub fn check_routed(&self) -> Result<()> {
+        for (field, coef) in [("tail_coef", self.tail_coef), ("exit_coef", self.exit_coef)] {
+            if coef > 0. {
+                let reason = "looks at single layers, and a router decides which tokens pass \
+                              them: set it to 0";
+                return Err(Error::config(field, reason));
+            }
+        }
         Ok(())
     }
 
@@ -135,6 +160,10 @@ pub fn heal(
     observe: impl FnMut(&StepReport),
 ) -> Result<Healed> {
     config.check()?;
+    if student.config.mixture_of_recursions.is_some() {
+        config.check_routed()?;
+    }
+    check_rule(student, &config.train)?;
     let teacher = match (config.needs_teacher(), teacher) {
         (false, _) => None,
         (true, Some(teacher)) => Some(check_teacher(student, teacher, config)?),
@@ -161,6 +190,20 @@ pub fn heal(
         observe,
     )?;
     Ok(Healed { outcome, losses: trainer.losses().to_vec() })
+}
+
+/// Refuses plain gradient descent on a pool: a slot gathers the gradients of all that read it, and
+/// nothing would scale its steps down again.
+///
+/// # Errors
+/// When `model` reads weights from a pool and `train` descends by the gradient itself.
+pub fn check_rule(model: &Decoder, train: &TrainConfig) -> Result<()> {
+    let pooled = model.bank.plan().iter().any(|(_, e)| matches!(e.share, Share::Hashed { .. }));
+    if pooled && matches!(train.optimizer.rule, RuleConfig::Sgd { .. }) {
+        let why = "sgd on a pool steps as many times too far as a slot has readers: use adamw";
+        return Err(Error::config("optimizer.rule", why));
+    }
+    Ok(())
 }
 
 fn check_teacher<'a>(
@@ -206,10 +249,16 @@ pub fn loss(
     let tail = if config.tail_coef > 0. { config.tail_layers } else { 0 };
     let layers = student.config.num_hidden_layers;
     let exits = if config.exit_coef > 0. { exits(layers, config.exit_loops)? } else { Vec::new() };
-    let (hidden, states) = forward_keeping(student, &inputs, |depth| {
-        depth + tail >= layers || exits.contains(&depth)
-    })?;
     let mut terms = Terms::default();
+    let (hidden, states) = if student.config.mixture_of_recursions.is_some() {
+        let routed = student.forward_routed(&inputs, Routing::Training, None)?;
+        if let Some(auxiliary) = routed.auxiliary {
+            terms.add("router", 1., auxiliary)?;
+        }
+        (routed.hidden, BTreeMap::new())
+    } else {
+        forward_keeping(student, &inputs, |depth| depth + tail >= layers || exits.contains(&depth))?
+    };
     // With a teacher's predictions both come from one pass over the logits.
     if config.ce_coef > 0. && (teacher.is_none() || config.kl_coef == 0.) {
         terms.add("ce", config.ce_coef, student.loss(&hidden, &targets)?)?;

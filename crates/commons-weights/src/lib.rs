@@ -44,6 +44,7 @@ pub const COMPRESSORS: &[&dyn AnyCompress] = &[
     &foldgpt::FoldGpt,
     &kdgqa::Kdgqa,
     &masa::Masa,
+    &mor::Mor,
     &parscale::ParScale,
     &relaxed_recursive::RelaxedRecursive,
     &stable_rps::StableRps,

@@ -31,7 +31,10 @@ impl Calibration {
     /// When the text is shorter than two tokens.
     pub fn measure(model: &Decoder, seq_len: usize, context: &mut Context<'_>) -> Result<Self> {
         let tokens = context.calibration;
-        if tokens.len() < 2 || seq_len < 2 {
+        if seq_len < 2 {
+            return Err(Error::config("seq_len", format!("{seq_len} must be at least 2")));
+        }
+        if tokens.len() < 2 {
             return Err(Error::config(
                 "calibration",
                 "needs at least two tokens of text: give --data, or set whiten = false and groups = 1",

@@ -118,13 +118,28 @@ impl Residual {
     }
 }
 
+/// Refuses projections that are made from others: a dictionary of theirs would leave parts behind
+/// that nobody reads, and under the names of a dictionary there already.
+fn check_own(config: &Config, model: &Decoder) -> Result<()> {
+    let names = config.share.iter().flat_map(|p| p.of_decoder(&model.config));
+    match names.into_iter().find(|name| model.bank.plan().get(name).is_some()) {
+        Some(name) => {
+            let why = "is made from others already: write the model out with `commons \
+                       materialize` first, or leave this projection out of `share`";
+            Err(Error::config(name, why))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Converts `model`.
 ///
 /// # Errors
-/// When an option is out of range, the calibration text is too short, or the model's layers differ
-/// in shape.
+/// When an option is out of range, the calibration text is too short, the model's layers differ in
+/// shape, or one of them is shared already.
 pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<Converted> {
     config.check(&model.config)?;
+    check_own(config, model)?;
     let refine = config.atoms_share < 1.;
     let calibrated = config.groups > 1 || (config.whiten && refine);
     let calibration =
@@ -144,6 +159,11 @@ pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> R
         let members = members(model, family);
         let weights = weights(model, &members)?;
         let (atoms, coefficients) = family.pca.dictionary(&weights, family.atoms)?;
+        if atoms.is_empty() {
+            let why = "is zero in all layers of its group: leave this projection out of `share`";
+            return Err(Error::config(members[0].as_str(), why));
+        }
+        let (atoms, coefficients) = rescaled(&weights, atoms, coefficients)?;
         family.atoms = atoms.len();
         dictionary::share(&mut bank, &family.key(), &members, atoms, &coefficients)?;
     }
@@ -151,6 +171,13 @@ pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> R
     choose_ranks(config, &mut residuals, &families, allowed)?;
     let mut spent: usize = families.iter().map(Family::stored).sum();
     spent += residuals.iter().map(|r| r.rank * r.cost()).sum::<usize>();
+    if spent > allowed {
+        let why = format!(
+            "leaves {allowed} parameters, and rank 1 for every weight takes {spent}: lower it, or take \
+             ranks adaptive"
+        );
+        return Err(Error::config("ratio", why));
+    }
     add_terms(config, &mut bank, &residuals, &families, calibration.as_ref())?;
     if config.trainable == Trainable::Shared {
         bank.freeze(|name| !name.starts_with(commons_nn::bank::PART));
@@ -164,6 +191,29 @@ pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> R
         outcomes,
         budget: Budget { original, allowed, stored: spent },
     })
+}
+
+/// The same dictionary with atoms of the weights' own root mean square. Orthonormal ones have
+/// elements of `1/√(dh)`, and steps of Adam, which are as large whatever the scale, would turn them
+/// over before they moved a coefficient.
+fn rescaled(
+    weights: &[Tensor],
+    atoms: Vec<Tensor>,
+    mut coefficients: Vec<Vec<f32>>,
+) -> Result<(Vec<Tensor>, Vec<Vec<f32>>)> {
+    let (mut square, mut count) = (0f64, 0usize);
+    for weight in weights {
+        square += f64::from(weight.sqr()?.mean_all()?.to_scalar::<f32>()?);
+        count += 1;
+    }
+    let rms = (square / count.max(1) as f64).sqrt();
+    let scale = rms * (atoms.first().map_or(0, Tensor::elem_count) as f64).sqrt();
+    if !(scale.is_finite() && scale > 0.) {
+        return Ok((atoms, coefficients));
+    }
+    let atoms = atoms.iter().map(|a| Ok(a.affine(scale, 0.)?)).collect::<Result<_>>()?;
+    coefficients.iter_mut().flatten().for_each(|c| *c /= scale as f32);
+    Ok((atoms, coefficients))
 }
 
 fn members(model: &Decoder, family: &Family) -> Vec<String> {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::study::{ScratchStudy, Stage, Trained, Variant};
 use super::vision::VisionStudy;
-use super::{Config, Projection};
+use super::{Config, Converted, Projection, convert};
 use crate::compress::Context;
 use crate::heal::{HealRun, heal};
 use crate::material::{Material, MaterialConfig, logged};
@@ -32,6 +32,8 @@ pub struct Pretrained {
     pub eval_tokens: usize,
     /// Also heal the method and whitened SVD.
     pub heal: bool,
+    /// Shares of the budget for atoms that are tried beside the method's, before healing.
+    pub atoms_shares: Vec<f64>,
 }
 
 impl Default for Pretrained {
@@ -42,6 +44,7 @@ impl Default for Pretrained {
             context: 512,
             eval_tokens: 2048,
             heal: false,
+            atoms_shares: Vec::new(),
         }
     }
 }
@@ -315,17 +318,8 @@ fn pretrained(settings: &Settings, part: &Pretrained, run: &mut Run) -> Result<(
         .column("perplexity", Unit::Plain)
         .column("healed", Unit::Plain);
     for stage in Stage::ALL {
-        run.check_stop()?;
-        let mut shown = run.progress().task(stage.label(), None);
-        let mut progress = |_: &str, done: usize, _: usize| shown.update(done as u64, "");
-        let tokens = part.calibration_tokens.min(material.train.len());
-        let mut context = Context {
-            calibration: &material.train[..tokens],
-            seed,
-            stop: run.stop().flag(),
-            progress: &mut progress,
-        };
-        let converted = stage.convert(&part.masa, &material.model, &mut context)?;
+        let config = stage.config(&part.masa);
+        let converted = converted(stage.label(), &config, part, &material, seed, run)?;
         let perplexity = score(&converted.model)?;
         run.measure(&format!("perplexity_{}", stage.key()), perplexity);
         let healed = match stage {
@@ -345,7 +339,43 @@ fn pretrained(settings: &Settings, part: &Pretrained, run: &mut Run) -> Result<(
         }
     }
     run.table(table);
+    if part.atoms_shares.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new("By the share of the budget that atoms get, before healing")
+        .columns(["share"])
+        .column("attention stored", Unit::Si)
+        .columns(["perplexity"]);
+    for &atoms_share in &part.atoms_shares {
+        let config = Config { atoms_share, ..part.masa.clone() };
+        let label = format!("atoms {atoms_share}");
+        let converted = converted(&label, &config, part, &material, seed, run)?;
+        table.push(cells![atoms_share, converted.budget.stored, score(&converted.model)?]);
+    }
+    run.table(table);
     Ok(())
+}
+
+/// Converts the model of `material` by `config`.
+fn converted(
+    label: &str,
+    config: &Config,
+    part: &Pretrained,
+    material: &Material,
+    seed: u64,
+    run: &Run,
+) -> Result<Converted> {
+    run.check_stop()?;
+    let mut shown = run.progress().task(label, None);
+    let mut progress = |_: &str, done: usize, _: usize| shown.update(done as u64, "");
+    let tokens = part.calibration_tokens.min(material.train.len());
+    let mut context = Context {
+        calibration: &material.train[..tokens],
+        seed,
+        stop: run.stop().flag(),
+        progress: &mut progress,
+    };
+    convert(config, &material.model, &mut context)
 }
 
 /// Heals `model` with the original as teacher.

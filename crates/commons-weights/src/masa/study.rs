@@ -12,11 +12,8 @@ use commons_ops::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    CoefficientNet, Config, Copying, Made, NetConfig, Projection, Ranks, Start, convert, initialise,
-};
+use super::{CoefficientNet, Config, Copying, Dictionaries, NetConfig, Projection, Ranks, Start};
 use crate::baseline::scratch::{ScratchConfig, byte_perplexity};
-use crate::compress::Context;
 use crate::{Error, Result};
 
 /// Decoders trained from scratch.
@@ -197,10 +194,12 @@ impl ScratchStudy {
         let layers = model.config.num_hidden_layers;
         let shared: &[Projection] = match variant {
             Variant::Vanilla | Variant::GroupedQuery => &[],
-            Variant::MasaQkv => &Projection::QKV,
             _ => &Projection::ALL,
         };
-        let mut made = Vec::new();
+        if let Some(dictionaries) = self.dictionaries(variant) {
+            let network = dictionaries.attach(&mut model, seed)?;
+            return Ok(Fresh { model, network });
+        }
         for projection in shared {
             let members = projection.of_decoder(&model.config);
             let (bank, key) = (&mut model.bank, projection.letter());
@@ -215,22 +214,26 @@ impl ScratchStudy {
                 Variant::RepeatAllOver => {
                     Copying::RepeatAllOver.tie(bank, key, &members, self.atoms)?;
                 }
-                _ => {
-                    let dictionary = seed.fork("dictionary", 0);
-                    initialise(bank, key, &members, self.atoms, self.start, dictionary)?;
-                    made.push(Made { key: key.to_owned(), atoms: self.atoms });
-                }
+                _ => {}
             }
         }
-        let network = match variant {
-            Variant::MasaQkvo | Variant::MasaQkv => {
-                let seed = seed.fork("network", 0);
-                let bank = &mut model.bank;
-                Some(CoefficientNet::attach(bank, &self.network, layers, made, seed)?)
-            }
-            _ => None,
+        Ok(Fresh { model, network: None })
+    }
+
+    /// The dictionaries of a variant that has any.
+    fn dictionaries(&self, variant: Variant) -> Option<Dictionaries> {
+        let share = match variant {
+            Variant::MasaQkvo | Variant::MasaRaw => Projection::ALL.to_vec(),
+            Variant::MasaQkv => Projection::QKV.to_vec(),
+            _ => return None,
         };
-        Ok(Fresh { model, network })
+        Some(Dictionaries {
+            atoms: self.atoms,
+            share,
+            start: self.start,
+            network: self.network.clone(),
+            raw_coefficients: variant == Variant::MasaRaw,
+        })
     }
 
     /// Trains one variant on `tokens` and scores it on `test`.
@@ -386,18 +389,5 @@ impl Stage {
             Self::Grouped => Config { atoms_share: 1., ..base },
             Self::Refined => base,
         }
-    }
-
-    /// Converts `model` with the options of this stage.
-    ///
-    /// # Errors
-    /// As [`convert`].
-    pub fn convert(
-        self,
-        config: &Config,
-        model: &Decoder,
-        context: &mut Context<'_>,
-    ) -> Result<super::Converted> {
-        convert(&self.config(config), model, context)
     }
 }

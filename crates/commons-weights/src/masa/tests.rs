@@ -293,6 +293,74 @@ fn a_conversion_keeps_its_budget_and_every_stage_lowers_the_error() {
     }
 }
 
+/// `‖(W − Ŵ) L‖ / ‖W L‖` of one weight of the converted bank, with `L Lᵀ` the inputs' ridged
+/// autocorrelation.
+fn measured_error(c: &Converted, model: &Decoder, o: &Outcome, r: &[f64], ridge: f64) -> f64 {
+    let name = &o.projection.of_decoder(&model.config)[o.block];
+    let rows = |m: &Decoder| m.bank.weight(name).unwrap().to_vec2::<f32>().unwrap();
+    let (whole, made) = (rows(model), rows(&c.model));
+    let n = whole[0].len();
+    let mean = (0..n).map(|i| r[i * n + i]).sum::<f64>() / n as f64;
+    let form = |x: &[f64]| -> f64 {
+        let at = |i: usize, j: usize| r[i * n + j] + if i == j { ridge * mean } else { 0. };
+        (0..n).map(|i| (0..n).map(|j| x[i] * at(i, j) * x[j]).sum::<f64>()).sum()
+    };
+    let total = |f: &dyn Fn(usize, usize) -> f64| -> f64 {
+        (0..whole.len()).map(|i| form(&(0..n).map(|j| f(i, j)).collect::<Vec<_>>())).sum()
+    };
+    let left = total(&|i, j| f64::from(whole[i][j]) - f64::from(made[i][j]));
+    (left / total(&|i, j| f64::from(whole[i][j]))).sqrt()
+}
+
+#[test]
+fn the_error_reported_is_that_of_the_stored_weights() {
+    let model = decoder(6);
+    let text: Vec<u32> = (0..600u32).map(|i| (i * i + i / 7) % 23).collect();
+    let mut progress = |_: &str, _: usize, _: usize| {};
+    let stop = Default::default();
+    let mut context = Context { calibration: &text, seed: 3, stop, progress: &mut progress };
+    let seen = Calibration::measure(&model, config().seq_len, &mut context).unwrap();
+    for stage in [Stage::WhitenedSvd, Stage::Grouped, Stage::Refined] {
+        let config = stage.config(&config());
+        let c = convert(&config, &model, &mut context).unwrap();
+        assert!(!c.outcomes.is_empty());
+        for o in &c.outcomes {
+            let inputs = if o.projection == Projection::O { &seen.heads } else { &seen.inputs };
+            let error = measured_error(&c, &model, o, &inputs[o.block], config.ridge);
+            assert!((error - o.error).abs() < 2e-3, "{stage:?} {o:?} {error}");
+        }
+    }
+}
+
+#[test]
+fn atoms_of_a_conversion_have_the_scale_of_the_weights() {
+    let model = decoder(6);
+    let c = convert_with(&Stage::Pca.config(&config()), &model).unwrap();
+    let rms = |t: Tensor| t.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+    let mut atoms = 0;
+    for (name, atom) in c.model.bank.stored_vars().filter(|(n, _)| n.contains(".atom.")) {
+        let projection = name.trim_start_matches("bank.masa.").chars().next().unwrap();
+        let whole = format!("model.layers.0.self_attn.{projection}_proj.weight");
+        let (whole, atom) =
+            (rms(model.bank.weight(&whole).unwrap()), rms(atom.as_detached_tensor()));
+        assert!((0.8..1.25).contains(&(atom / whole)), "{name} {atom} {whole}");
+        atoms += 1;
+    }
+    assert!(atoms > 0);
+}
+
+#[test]
+fn shared_projections_are_refused_and_others_may_be_shared() {
+    let model = decoder(4);
+    let once = convert_with(&config(), &model).unwrap().model;
+    let said = convert_with(&config(), &once).unwrap_err().to_string();
+    assert!(said.contains("materialize") && said.contains("self_attn"), "{said}");
+    let only = Config { share: vec![Projection::Q], ..config() };
+    let once = convert_with(&only, &model).unwrap().model;
+    let rest = Config { share: vec![Projection::K, Projection::V], ..config() };
+    assert!(convert_with(&rest, &once).is_ok());
+}
+
 #[test]
 fn refinement_is_best_for_the_inputs_it_was_made_for() {
     // Two strongly correlated inputs: what they have in common must be kept.

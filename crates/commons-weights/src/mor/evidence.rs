@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 
 use commons_core::evidence::{Bound, Claim, Compare, Experiment, Figure, Paper, Recipe, Run};
+use commons_core::report::Plot;
 use commons_core::table::{Table, Unit};
 use commons_core::{Seed, cells};
 use commons_nn::model::{RoutedTimes, Routing};
+use commons_nn::train::StepReport;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::conversion::Conversion;
 use super::study::{Contender, Study, Trained, cached, window_loss};
 use crate::material::{MaterialConfig, logged};
 use crate::{Error, Result};
@@ -27,6 +30,8 @@ pub struct Settings {
     pub study: Study,
     /// Repeats.
     pub seeds: Vec<u64>,
+    /// A pretrained decoder converted, once.
+    pub conversion: Conversion,
 }
 
 /// Windows passed with a cache; the fastest counts.
@@ -120,7 +125,8 @@ impl Experiment for Evidence {
         ),
         Claim::new(
             "cache-recursion",
-            "keys and values of each recursion take (N + 1)/(2N) of the plain model's",
+            "between first and last layer, keys and values of each recursion take (N + 1)/(2N) of the \
+             plain model's",
             Figure::Number(2. / 3.),
             "cache_expert",
             Bound::Within { low: 0.6, high: 0.73 },
@@ -128,7 +134,7 @@ impl Experiment for Evidence {
         .against("cache_vanilla", Compare::Ratio),
         Claim::new(
             "cache-shared",
-            "shared keys and values take 1/N of the plain model's",
+            "between first and last layer, shared keys and values take 1/N of the plain model's",
             Figure::Number(1. / 3.),
             "cache_expert_shared",
             Bound::Within { low: 0.33, high: 0.34 },
@@ -165,6 +171,14 @@ impl Experiment for Evidence {
             Bound::AtMost(1.),
         )
         .against("prefill_seconds_vanilla", Compare::Ratio),
+        Claim::new(
+            "conversion",
+            "every part of a short training lowers the loss of a converted pretrained decoder: the \
+             largest ratio of a loss to the one before",
+            DIRECTION,
+            "converted_worst_part",
+            Bound::AtMost(1.),
+        ),
     ];
 
     const RECIPES: &'static [Recipe] =
@@ -186,6 +200,7 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
         let name = missing.name();
         return Err(Error::config("study.contenders", format!("a claim needs `{name}`")));
     }
+    settings.study.check()?;
     let mut table = Table::new("At equal training arithmetic, threshold routing")
         .column("model", Unit::Plain)
         .column("seed", Unit::Plain)
@@ -194,6 +209,7 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
         .column("steps", Unit::Plain)
         .column("nats per byte", Unit::Plain)
         .column("cache bytes per token", Unit::Plain)
+        .column("of it between first and last layer", Unit::Plain)
         .column("training seconds", Unit::Plain)
         .column("training tokens per second", Unit::Plain)
         .column("prefill tokens per second", Unit::Plain);
@@ -205,14 +221,24 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     let mut parts = Table::new("Forward pass of a training step, milliseconds (means, first seed)")
         .columns(["model"])
         .columns(RoutedTimes::PARTS);
+    let mut curves =
+        Plot::new("Training loss by operations, first seed").x("operations").y("nats per byte");
     for &seed in &settings.seeds {
         let texts = settings.material.byte_texts(Seed::new(seed))?;
         for &contender in &settings.study.contenders {
             let (text, test) = (&texts.0, &texts.1);
             let stop = run.stop().flag();
+            let mut losses = Vec::new();
             let trained = logged(run, &format!("{}-{seed}", contender.name()), |observe| {
-                settings.study.train(contender, (text, test), seed, stop, observe)
+                let mut both = |report: &StepReport| {
+                    losses.push(report.loss);
+                    observe(report);
+                };
+                settings.study.train(contender, (text, test), seed, stop, &mut both)
             })?;
+            if seed == settings.seeds[0] {
+                curves = curves.line(contender.name(), curve(&losses, trained.flops));
+            }
             if let Some(seconds) = trained.parts.filter(|_| seed == settings.seeds[0]) {
                 let mut row = cells![contender.name()];
                 row.extend(seconds.iter().flat_map(|s| cells![1e3 * s]));
@@ -224,6 +250,48 @@ fn measure(settings: &Settings, run: &mut Run) -> Result<()> {
     run.table(table);
     run.table(depths);
     run.table(parts);
+    run.plot(curves);
+    converted(&settings.conversion, run)
+}
+
+/// Steps whose losses are averaged into a point of a curve.
+const AVERAGED: usize = 5;
+
+/// Mean losses of successive steps over the operations spent when the last of them was done.
+fn curve(losses: &[f64], flops: f64) -> Vec<(f64, f64)> {
+    let per_step = flops / losses.len().max(1) as f64;
+    let part = |(i, part): (usize, &[f64])| {
+        ((i * AVERAGED + part.len()) as f64 * per_step, commons_core::stats::mean(part))
+    };
+    losses.chunks(AVERAGED).enumerate().map(part).collect()
+}
+
+/// Shares of the router's scores in tenths, for every recursion.
+fn histogram(scores: &[Vec<f32>]) -> Plot {
+    let mut plot = Plot::new("Router scores of a test window, expert choice").x("score").y("share");
+    for (r, scores) in scores.iter().enumerate().filter(|(_, s)| !s.is_empty()) {
+        let mut counts = [0usize; 10];
+        scores.iter().for_each(|s| counts[((s * 10.) as usize).min(9)] += 1);
+        let share =
+            |(i, n): (usize, usize)| ((i as f64 + 0.5) / 10., n as f64 / scores.len() as f64);
+        plot = plot.line(format!("recursion {}", r + 1), counts.into_iter().enumerate().map(share));
+    }
+    plot
+}
+
+fn converted(conversion: &Conversion, run: &mut Run) -> Result<()> {
+    let done = conversion.measure(run)?;
+    run.measure("converted_worst_part", done.worst_part());
+    let mut table = Table::new("A pretrained decoder converted and trained on, threshold routing")
+        .columns(["model", "steps"])
+        .column("parameters", Unit::Si)
+        .columns(["nats per token", "perplexity"]);
+    let [before, after] = done.stored;
+    table.push(cells!["original", "", before, done.original.loss, done.original.perplexity]);
+    for (step, score) in &done.on_the_way {
+        table.push(cells!["converted", *step, after, score.loss, score.perplexity]);
+    }
+    run.table(table);
     Ok(())
 }
 
@@ -238,7 +306,6 @@ fn score(
 ) -> Result<()> {
     let study = &settings.study;
     let (name, model) = (contender.name(), &trained.model);
-    // A plain model of fewer layers has another part of its layers at the ends: its whole cache.
     let ends = 2 * study.mixture.sharing.ends();
     let window = &test[..study.context.min(test.len())];
     let passed = cached(model, window, ends)?;
@@ -252,6 +319,7 @@ fn score(
     run.measure(&format!("token_seconds_{name}"), trained.token_seconds);
     run.measure(&format!("train_seconds_{name}"), trained.train_seconds);
     run.measure(&format!("cache_{name}"), passed.bytes as f64);
+    run.measure(&format!("whole_cache_{name}"), passed.whole as f64);
     run.measure(&format!("prefill_seconds_{name}"), seconds / window.len() as f64);
     table.push(cells![
         name,
@@ -260,6 +328,7 @@ fn score(
         trained.flops,
         trained.steps,
         trained.loss,
+        passed.whole as f64 / window.len() as f64,
         passed.bytes as f64 / window.len() as f64,
         trained.train_seconds,
         1. / trained.token_seconds,
@@ -281,6 +350,7 @@ fn score(
         run.measure("window_loss_top_k", by(Routing::Training)?);
         if seed == settings.seeds[0] {
             run.note(spelled(window, &passed.depths));
+            run.plot(histogram(&passed.scores));
         }
     }
     Ok(())

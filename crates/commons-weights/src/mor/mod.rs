@@ -72,9 +72,19 @@
 //!   auxiliary loss.
 //! * Routers are linear; there is no warm-up of the capacities, no balance by a bias, no update of
 //!   shared keys by later recursions.
+//! * A pretrained model is converted by folding its middle layers ([`convert`]); what its layers add
+//!   is then scaled by `α σ` of a router that has learnt nothing, so it has to learn much again.
+//! * Depths by chance are drawn from position and byte alike for all seeds, so that reading with a
+//!   cache agrees with reading at once: they do not change from step to step.
+//! * Claims on the cache are about the layers between first and last, which are passed again.
+//! * Shares in each recursion are those of a trained model, not over training; routers' entropy is
+//!   not recorded, token choice has no variant with `σ` or `tanh` in place of the softmax.
 //! * Losses are of threshold routing; what full-sequence top-k would give is shown beside them.
 //!
 //! # Use
+//! `commons train --arch mini --recursions 3 -o mor` trains a new model,
+//! `commons compress --method mor --recursions 2` folds a pretrained one. In Rust:
+//!
 //! ```
 //! use commons_core::Seed;
 //! use commons_nn::model::{Decoder, DecoderConfig, MixtureOfRecursions, ids_tensor};
@@ -89,11 +99,14 @@
 //! # Ok::<(), commons_nn::Error>(())
 //! ```
 
+pub mod conversion;
+mod convert;
 mod evidence;
 mod flops;
 pub mod study;
 #[cfg(test)]
 mod tests;
 
+pub use convert::{Config, Init, Mor, convert};
 pub use evidence::Evidence;
 pub use flops::training_flops;

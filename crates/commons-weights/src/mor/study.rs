@@ -82,7 +82,7 @@ pub struct Study {
     /// Shape with all layers counted, and the training of the plain model; the others take as many
     /// steps as make the same arithmetic.
     pub scratch: ScratchConfig,
-    /// The recursions; the router and what belongs to it is set by the contender.
+    /// The recursions; router, threshold and cache are set by the contender.
     pub mixture: MixtureOfRecursions,
     /// What is trained.
     pub contenders: Vec<Contender>,
@@ -141,13 +141,32 @@ pub struct Trained {
 }
 
 impl Study {
+    /// Checks the share of arithmetic and the numbers of the scoring.
+    ///
+    /// # Errors
+    /// Naming the field.
+    pub fn check(&self) -> Result<()> {
+        if !(self.fewer > 0. && self.fewer <= 1.) {
+            return Err(Error::config("study.fewer", format!("{} is not in 0..1", self.fewer)));
+        }
+        if self.context == 0 || self.eval_tokens == 0 {
+            return Err(Error::config("study.eval_tokens", "and context must be at least 1"));
+        }
+        Ok(())
+    }
+
     /// The configuration of a contender.
     ///
     /// # Errors
     /// When counts do not divide.
     pub fn config(&self, contender: Contender) -> Result<DecoderConfig> {
         let mut config = self.scratch.decoder()?;
-        let mut mixture = self.mixture.clone();
+        let mut mixture = MixtureOfRecursions {
+            router: RouterKind::Expert,
+            kv_cache: RecursionCache::Recursion,
+            threshold: ThresholdSource::Router,
+            ..self.mixture.clone()
+        };
         match contender {
             Contender::Vanilla => return Ok(config),
             Contender::Small => {
@@ -157,9 +176,7 @@ impl Study {
                 config.check()?;
                 return Ok(config);
             }
-            Contender::Recursive | Contender::Expert | Contender::ExpertFewer => {
-                mixture.router = RouterKind::Expert;
-            }
+            Contender::Recursive | Contender::Expert | Contender::ExpertFewer => {}
             Contender::ExpertShared => mixture.kv_cache = RecursionCache::Shared,
             Contender::ExpertAuxiliaryRouter => {
                 mixture.threshold = ThresholdSource::AuxiliaryRouter;
@@ -301,8 +318,12 @@ pub fn window_loss(
 pub struct Cached {
     /// Recursions of every token.
     pub depths: Vec<usize>,
-    /// Bytes of keys and values of the layers between first and last.
+    /// Bytes of keys and values of all layers.
+    pub whole: usize,
+    /// Of these, those of the layers between first and last.
     pub bytes: usize,
+    /// For every recursion, the router's score of each of its candidates.
+    pub scores: Vec<Vec<f32>>,
 }
 
 /// Passes `window` with threshold routing into a fresh cache.
@@ -312,6 +333,7 @@ pub struct Cached {
 pub fn cached(model: &Decoder, window: &[u32], ends: usize) -> Result<Cached> {
     let ids = ids_tensor(&[window], &model.bank)?;
     let mut cache = model.cache(1, window.len())?;
+    let mut scores = Vec::new();
     let depths = ops::no_grad(|| -> Result<Vec<usize>> {
         if model.config.mixture_of_recursions.is_none() {
             model.forward(&ids, Some(&mut cache))?;
@@ -322,9 +344,11 @@ pub fn cached(model: &Decoder, window: &[u32], ends: usize) -> Result<Cached> {
         for row in &routed.active {
             row[0].iter().for_each(|&t| depths[t as usize] += 1);
         }
+        scores = routed.scores;
         Ok(depths)
     })?;
     let c = &model.config;
     let layer = 2 * window.len() * c.num_key_value_heads * c.head_dim * size_of::<f32>();
-    Ok(Cached { depths, bytes: cache.bytes() - ends * layer })
+    let whole = cache.bytes();
+    Ok(Cached { depths, whole, bytes: whole - ends * layer, scores })
 }

@@ -51,14 +51,21 @@
 //! * ROAST and ROBE-Z are blocks of consecutive elements anywhere in the pool, without wrapping
 //!   around; ROAST's two-dimensional tiles are flattened.
 //! * The release adds 10⁻³ to `c` and 10⁻⁶ to `Γ`; here a slot that nothing reads has `Γ = 1`.
-//! * Under AdamW, which healing uses, a scale of the gradient cancels, so none is applied; `λ` has mean 1 there and the rate
-//!   suits weights and pool alike.
+//! * Under AdamW, which healing and `commons train` use, a scale of the gradient cancels, so none is
+//!   applied; `λ` has mean 1 there and the rate suits weights and pool alike. Plain gradient descent,
+//!   for which `Γ` is, is refused there: only the recipe's perceptrons have it ([`scale_gradient`]).
+//! * `Γ` is the release's first choice; its other forms are not built. SNIP and GraSP see one batch,
+//!   not one with as many images of every class.
+//! * Pruning is a baseline of the recipe and no verb.
 //! * A pretrained model fills the pool in least squares. Paper and theory are about training from
 //!   scratch: a model squeezed this way has to be learnt again.
 //! * The recipe gives every method, at every compression, the best of four peak rates on images held
 //!   out, judged by two networks. Rewinding takes the dense network's.
 //!
 //! # Use
+//! `commons train --arch mini --pool-compression 8 -o pooled` trains a decoder from one drawn pool;
+//! `commons compress --method stable-rps` fills one with a finished model's matrices, as does
+//!
 //! ```
 //! use commons_core::Seed;
 //! use commons_nn::model::{Decoder, DecoderConfig};
@@ -124,6 +131,24 @@ impl Default for RpsConfig {
 /// When the compression is impossible (saying which would do) or a matrix is shared already.
 pub fn fold(config: &RpsConfig, model: &Decoder, seed: Seed) -> Result<(Decoder, Pooled)> {
     config.heal.check()?;
+    folded(config, model, false, seed)
+}
+
+/// Makes the matrices of the freshly initialised `model` from one freshly drawn pool, with their
+/// deviations; `λ` has mean 1, so that a rate that suits the matrices suits the pool.
+///
+/// # Errors
+/// As [`fold`].
+pub fn fresh(config: &RpsConfig, model: &Decoder, seed: Seed) -> Result<(Decoder, Pooled)> {
+    folded(config, model, true, seed)
+}
+
+fn folded(
+    config: &RpsConfig,
+    model: &Decoder,
+    draw: bool,
+    seed: Seed,
+) -> Result<(Decoder, Pooled)> {
     let mut bank = model.bank.deep_clone()?;
     let mut names: Vec<String> = (0..model.config.num_hidden_layers)
         .flat_map(|l| BLOCK_MATRICES.map(|m| format!("{}{m}", layer_prefix(l))))
@@ -146,7 +171,8 @@ pub fn fold(config: &RpsConfig, model: &Decoder, seed: Seed) -> Result<(Decoder,
         let head = bank.weight("model.embed_tokens.weight")?.detach();
         bank.insert("lm_head.weight", head)?;
     }
-    let pooled = pool(&mut bank, &names, config.compression, config.mapping, Fill::Weights, seed)?;
+    let fill = if draw { Fill::Drawn } else { Fill::Weights };
+    let pooled = pool(&mut bank, &names, config.compression, config.mapping, fill, seed)?;
     if let (true, Some(entry)) = (config.embedding, bank.plan().get("model.embed_tokens.weight"))
         && bank.plan().get("lm_head.weight").is_none()
     {

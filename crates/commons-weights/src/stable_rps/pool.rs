@@ -33,6 +33,8 @@ pub enum Fill {
     /// `U(−s, s)`, for training from scratch; `λ_t = std(W_t)·√3/s` keeps the deviation of the
     /// weights there are.
     Uniform(f32),
+    /// The same with the `s` at which `λ` has mean 1.
+    Drawn,
 }
 
 /// What was shared.
@@ -70,7 +72,7 @@ pub fn pool(
         names.iter().map(|n| Ok(bank.weight(n)?.detach())).collect::<Result<_>>()?;
     let elements: usize = weights.iter().map(Tensor::elem_count).sum();
     if !(compression.is_finite() && compression >= 1.) {
-        let why = format!("{compression} is below 1: a pool larger than the model saves nothing");
+        let why = format!("{compression} is not a number from 1: a larger pool saves nothing");
         return Err(Error::config("compression", format!("{why}; 1 is the nearest that works")));
     }
     let slots = (elements as f64 / compression + 1e-9).floor() as usize;
@@ -88,6 +90,10 @@ pub fn pool(
     let values: Vec<Vec<f32>> =
         weights.iter().map(|w| Ok(w.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
     let mean_scale = values.iter().map(|v| deviation(v)).sum::<f64>() / values.len().max(1) as f64;
+    let fill = match fill {
+        Fill::Drawn => Fill::Uniform((mean_scale * 3f64.sqrt()) as f32),
+        other => other,
+    };
     let seed_value = seed.fork("rps", 0).to_u64();
     let (mut start, mut entries, mut scales) = (0u64, Vec::new(), Vec::new());
     for ((name, w), v) in names.iter().zip(&weights).zip(&values) {
@@ -97,7 +103,7 @@ pub fn pool(
         }
         let scale = match fill {
             // Relative, so that a rate that suits the weights suits the pool.
-            Fill::Weights => spread / mean_scale,
+            Fill::Weights | Fill::Drawn => spread / mean_scale,
             Fill::Uniform(s) => spread * 3f64.sqrt() / f64::from(s),
         } as f32;
         let (block, fold_at, seed) = match mapping {
@@ -124,7 +130,7 @@ pub fn pool(
             psi.iter_mut().for_each(|x| *x = (2. * *x - 1.) * s);
             psi
         }
-        Fill::Weights => least_squares(&entries, &values, slots)?,
+        Fill::Weights | Fill::Drawn => least_squares(&entries, &values, slots)?,
     };
     bank.insert(POOL, Tensor::from_vec(psi, slots, bank.device())?)?;
     for (name, entry) in names.iter().zip(entries) {

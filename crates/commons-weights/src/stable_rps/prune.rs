@@ -152,8 +152,12 @@ fn synflow(mlp: &Mlp, images: &Tensor, kept: f64) -> Result<Masks> {
             var.set(&(var.as_tensor() * mask)?.detach())?;
         }
         let flow = gradients(&now, &names, |m| Ok(ops::sum(&m.forward(&ones)?)?))?;
-        // Scores span many orders of magnitude: their logarithm keeps f32 from rounding them away.
-        let scores = products(&now, &names, &flow, |x| x.abs().ln())?;
+        // Scores span many orders of magnitude: logarithms are added, for products would underflow.
+        let weights = values(&now, &names, |w| w.abs().ln())?;
+        let sum = |(w, g): (&Vec<f32>, &Vec<f32>)| -> Vec<f32> {
+            w.iter().zip(g).map(|(w, g)| w + g.abs().ln()).collect()
+        };
+        let scores: Vec<Vec<f32>> = weights.iter().zip(&flow).map(sum).collect();
         masks = top(mlp, &names, &scores, kept.powf(round as f64 / ROUNDS as f64))?;
     }
     Ok(masks)

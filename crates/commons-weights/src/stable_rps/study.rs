@@ -169,8 +169,15 @@ impl Study {
         if let Some((field, rate)) = rates.find(|(_, rate)| !(rate.is_finite() && *rate > 0.)) {
             return Err(Error::config(field, format!("{rate} is no positive number")));
         }
-        if self.data.is_empty() || self.steps == 0 || self.timed.0 == 0 {
-            return Err(Error::config("data", "steps or timed is empty or zero"));
+        if self.data.is_empty() || self.steps == 0 || self.batch_size == 0 {
+            return Err(Error::config("data", "steps or batch_size is empty or zero"));
+        }
+        if let Some(s) = self.scales.iter().find(|s| !(s.is_finite() && **s > 0.)) {
+            return Err(Error::config("scales", format!("{s} is no positive number")));
+        }
+        if self.timed.0 == 0 || !(self.timed.1.is_finite() && self.timed.1 >= 1.) {
+            let why = "takes a number of steps above 0 and a compression of at least 1";
+            return Err(Error::config("timed", why));
         }
         Ok(())
     }
@@ -306,7 +313,7 @@ impl Study {
         Ok(left / whole.max(f64::MIN_POSITIVE))
     }
 
-    /// Learning-rate rewinding: train, drop a fifth of what is left, go back to the weights of an
+    /// Pruning with rewinding of weights and rate: train, drop a fifth of what is left, go back to the weights of an
     /// early step, until 1/`compression` is left; then train to the end.
     ///
     /// # Errors
@@ -329,7 +336,8 @@ impl Study {
                     Ok::<usize, Error>(sum - round.bank.stored_var(name)?.elem_count() + kept)
                 })?;
                 let accuracy = at.sets.accuracy(|x| round.forward(x))?;
-                return Ok(Trained { accuracy, stored, collapsed: 0 });
+                let collapsed = prune::densities(&masks)?.iter().filter(|d| **d == 0.).count();
+                return Ok(Trained { accuracy, stored, collapsed });
             }
             left = (left * 0.8).max(1. / compression);
             masks = magnitude_of_kept(&round, &masks, left)?;
@@ -351,10 +359,18 @@ impl Study {
         let tick = &mut || Ok(at.run.check_stop()?);
         let a = self.training(at, false).run(&dense, None, 0..steps, tick)?;
         let b = self.training(at, true).run(&folded, None, 0..steps, tick)?;
-        Ok(a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0., f64::max))
+        if a.len() != b.len() {
+            return Ok(f64::INFINITY);
+        }
+        // `f64::max` would pass over what is not a number.
+        let apart = |(a, b): (&f64, &f64)| {
+            let gap = (a - b).abs();
+            if gap.is_nan() { f64::INFINITY } else { gap }
+        };
+        Ok(a.iter().zip(&b).map(apart).fold(0., f64::max))
     }
 
-    /// Accuracy of a network of high compression whose pool starts in `±scale`.
+    /// Accuracy of a network compressed ten times whose pool starts in `±scale`.
     ///
     /// # Errors
     /// When the run is stopped.

@@ -147,11 +147,44 @@ fn pruning_keeps_what_scores_highest() {
     sizes.sort_by(|a, b| b.0.total_cmp(&a.0));
     let kept = count(&magnitude);
     assert!(sizes[..kept].iter().all(|s| s.1 == 1.) && sizes[kept..].iter().all(|s| s.1 == 0.));
+    // SNIP keeps the largest |w · g|.
+    let loss = mlp.loss(&images, &labels).unwrap();
+    let grads = ops::backward(&loss).unwrap();
+    let (snip, mut scored) = (masks(Score::Snip, 0.1), Vec::new());
+    for name in mlp.matrices() {
+        let var = mlp.bank.stored_var(&name).unwrap();
+        let products = numbers(var).into_iter().zip(numbers(grads.get(var).unwrap()));
+        scored.extend(products.map(|(w, g)| (w * g).abs()).zip(numbers(&snip[&name])));
+    }
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let least = scored[..count(&snip)].iter().map(|s| s.0).fold(f32::INFINITY, f32::min);
+    assert!(scored.iter().all(|(s, kept)| *kept == 1. || *s <= least));
+    // GraSP keeps the flow of gradients, which the opposite sign would cut off.
+    let norm = |m: &Masks| prune::gradient_norm(&mlp, Some(m), &images, &labels).unwrap();
+    assert!(norm(&masks(Score::Grasp, 0.5)) > 1.5 * norm(&masks(Score::Random, 0.5)));
     // SynFlow's rounds exist so that no layer vanishes; magnitude has no such care.
     assert!(densities(&masks(Score::SynFlow, 0.01)).unwrap().iter().all(|d| *d > 0.));
     let fewer = magnitude_of_kept(&mlp, &magnitude, 0.05).unwrap();
     for (name, mask) in &fewer {
         assert!(numbers(mask).iter().zip(numbers(&magnitude[name])).all(|(a, b)| *a <= b));
+    }
+}
+
+#[test]
+fn a_drawn_pool_keeps_the_deviations_of_the_matrices() {
+    let model = Decoder::init(DecoderConfig::llama(64, 32, 3, 4, 2, 48), Seed::new(1)).unwrap();
+    let config = RpsConfig { compression: 4., ..Default::default() };
+    let (made, pooled) = fresh(&config, &model, Seed::new(2)).unwrap();
+    assert_eq!(pooled.slots, pooled.elements / 4);
+    let mean = pooled.scales.iter().map(|(_, s)| s).sum::<f32>() / pooled.scales.len() as f32;
+    assert!((mean - 1.).abs() < 1e-5, "{mean}");
+    let deviation = |m: &Decoder, name: &str| {
+        let w = numbers(&m.bank.weight(name).unwrap());
+        (w.iter().map(|x| x * x).sum::<f32>() / w.len() as f32).sqrt()
+    };
+    for (name, _) in &pooled.scales {
+        let ratio = deviation(&made, name) / deviation(&model, name);
+        assert!((ratio - 1.).abs() < 0.15, "{name} {ratio}");
     }
 }
 
@@ -247,6 +280,13 @@ fn refusals_name_what_works() {
     assert!(bad.check().unwrap_err().to_string().contains("choice_seeds"));
     let bad = Study { learning_rates: vec![0.1, f64::NAN], ..Study::default() };
     assert!(bad.check().unwrap_err().to_string().contains("learning_rates"));
+    for (field, bad) in [
+        ("batch_size", Study { batch_size: 0, ..Study::default() }),
+        ("scales", Study { scales: vec![0.1, 0.], ..Study::default() }),
+        ("timed", Study { timed: (10, 0.5), ..Study::default() }),
+    ] {
+        assert!(bad.check().unwrap_err().to_string().contains(field), "{field}");
+    }
     let bad = Study { learning_rate: -0.1, ..Study::default() };
     let said = bad.check().unwrap_err().to_string();
     assert!(said.contains("learning_rate") && !said.contains("learning_rates"), "{said}");

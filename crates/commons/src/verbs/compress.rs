@@ -7,10 +7,11 @@ mod stages;
 use std::path::PathBuf;
 
 use clap::Args;
-use commons_weights::{AnyCompress, Context};
+use commons_weights::parscale::ParScale;
+use commons_weights::{AnyCompress, Compress, Context};
 
 use crate::cli::{App, Done};
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::examples;
 use crate::model::{self, Cost, EMBEDDED, Loaded};
 use crate::text::{self, Division};
@@ -33,8 +34,10 @@ pub const EXAMPLES: &str = examples![
     "$ commons compress --model smollm2-135m --data book.txt --method stable-rps --compression 2 -o pooled",
     "# attention projections mixed from a few shared matrices, a fifth of them saved",
     "$ commons compress --model smollm2-135m --data book.txt --method masa --ratio 0.2 -o masa",
-    "# four parallel streams through the frozen layers: better, not smaller",
+    "# four parallel streams through the frozen layers, each with a prefix to train: not smaller",
     "$ commons compress --model smollm2-135m --data book.txt --method parscale --streams 4 -o wide",
+    "# a block of the middle layers that each token passes once or twice",
+    "$ commons compress --model smollm2-135m --data book.txt --method mor --recursions 2 -o mor",
     "# what would be stored, without doing it",
     "$ commons compress --model smollm2-135m --loops 3 --dry-run",
     "# after an interruption",
@@ -85,7 +88,7 @@ pub struct MethodOptions {
     /// Rank of the low-rank terms; 0 ties strictly [relaxed-recursive; default: 64, less for narrow models]
     #[arg(long, value_name = "N")]
     pub rank: Option<usize>,
-    /// How shared layers start: fitted, stepwise, average, lower … [relaxed-recursive; default: fitted]
+    /// How shared layers start: fitted, stepwise, average, lower … [relaxed-recursive, default: fitted; mor, default: stepwise]
     #[arg(long, value_name = "NAME")]
     pub init: Option<String>,
     /// How low-rank terms start: whitened_svd, svd, zero [relaxed-recursive; default: whitened_svd]
@@ -115,6 +118,12 @@ pub struct MethodOptions {
     /// Prefix tokens of a stream [parscale; default: 16]
     #[arg(long, value_name = "N")]
     pub prefix_tokens: Option<usize>,
+    /// Most passes of a token through the shared middle layers [mor; default: 2]
+    #[arg(long, value_name = "N")]
+    pub recursions: Option<usize>,
+    /// Who decides how often: expert, token, random [mor; default: expert]
+    #[arg(long, value_name = "NAME")]
+    pub router: Option<String>,
     /// Steps of healing [default: 200]
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
@@ -166,6 +175,20 @@ pub fn run(app: &App, args: &CompressArgs) -> Result<Done> {
     settings = settings::resolve(app, args, Some(&original.model.config))?;
     let Resolved { config, compressor, heal } = &settings;
     heal.check()?;
+    if config.baselines && config.options.get("rank").is_none() {
+        let what = format!("measures a model tied at rank 0, and `{}` has no rank", config.method);
+        return Err(
+            Failure::usage("--baselines", what).help("use it with --method relaxed-recursive")
+        );
+    }
+    if let (Some(had), false) =
+        (original.model.config.parallel_streams, config.method == ParScale::SLUG)
+    {
+        let what =
+            format!("has {} parallel streams, which `{}` cannot carry", had.count, config.method);
+        return Err(Failure::usage(&config.model, what)
+            .help("compress the model they were added to, and add streams to the result"));
+    }
     if args.dry_run {
         return dry_run(app, config, *compressor, &original);
     }
@@ -283,7 +306,12 @@ fn share(
     };
     let mut context =
         Context { calibration, seed: config.seed, stop: app.stop.flag(), progress: &mut progress };
-    Ok(compressor.share(options, &original.model, &mut context)?)
+    let shared = compressor.share(options, &original.model, &mut context)?;
+    if config.format == Format::Gguf {
+        // Rather now than after hours of healing.
+        shared.model.config.check_plain()?;
+    }
+    Ok(shared)
 }
 
 /// Whether `model` is the one inside the binary.

@@ -2,20 +2,25 @@
 
 mod adapters;
 mod arch;
+mod names;
+mod shape;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use commons_core::Seed;
 use commons_core::fs::write_json_atomic;
 use commons_nn::eval::Perplexity;
 use commons_nn::model::{
-    Decoder, DecoderConfig, EXPERTS_KEY, MixtureOfExperts, MixtureOfRecursions, SHARE_LAYERS_KEY,
-    SaveFormat,
+    Decoder, DecoderConfig, MixtureOfExperts, MixtureOfRecursions, SHARE_LAYERS_KEY, SaveFormat,
 };
 use commons_nn::train::{At, Loss, Outcome, Resume, TokenStream, TrainConfig, Trainer};
 use commons_ops::DType;
+use commons_weights::heal::check_rule;
+use commons_weights::masa::{CoefficientNet, Dictionaries};
+use commons_weights::parscale::freeze_model;
+use commons_weights::stable_rps::{self, RpsConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -32,6 +37,8 @@ use crate::verbs::eval::{measure, windows};
 use crate::work::{Opened, Policy, SETTINGS, Work, read_json};
 use adapters::LoraConfig;
 use commons_core::format::{bytes, grouped, number};
+use names::{CacheName, OptimizerName, RouterName, SharingName};
+use shape::{PoolConfig, no_experts, no_recursions};
 
 pub const EXAMPLES: &str = examples![
     "# a small model on the embedded corpus",
@@ -46,6 +53,10 @@ pub const EXAMPLES: &str = examples![
     "$ commons train --arch mini --experts 16 --active-experts 4 --expert-groups 2 -o moge",
     "# one attention and one mixture of experts for all layers, which keep norms of their own",
     "$ commons train --arch mini --experts 4 --active-experts 2 --share-layers -o widenet",
+    "# attention projections of all layers mixed from two matrices of each kind",
+    "$ commons train --arch mini --atoms 2 -o masa",
+    "# all matrices of a layer read from one pool an eighth of their size",
+    "$ commons train --arch mini --pool-compression 8 -o pooled",
     "# after an interruption",
     "$ commons train --arch nano --steps 300 -o nano --resume",
     "# any setting by its name",
@@ -100,6 +111,21 @@ pub struct TrainArgs {
     /// All layers of a new model have the same matrices, and norms of their own
     #[arg(long, conflicts_with = "model", help_heading = "Experts")]
     pub share_layers: bool,
+    /// Matrices from which every layer of a new model mixes each of its attention projections
+    #[arg(long, value_name = "N", conflicts_with = "model", help_heading = "Dictionaries")]
+    pub atoms: Option<usize>,
+    /// Projections that are mixed [default: q,k,v,o]
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_delimiter = ',',
+        help_heading = "Dictionaries",
+        requires = "atoms"
+    )]
+    pub shared_projections: Vec<String>,
+    /// How many times fewer elements than the matrices of a new model the pool holds that all of them are read from
+    #[arg(long, value_name = "X", conflicts_with = "model", help_heading = "Pool")]
+    pub pool_compression: Option<f64>,
     /// Folder to write [default: ARCH-trained or MODEL-trained]
     #[arg(short, long, value_name = "OUT")]
     pub out: Option<PathBuf>,
@@ -136,6 +162,9 @@ pub struct TrainArgs {
     /// Write a checkpoint every so many steps [default: a tenth of the run]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub save_steps: Option<usize>,
+    /// Train only what was added to --model: prefixes and mixing of its parallel streams
+    #[arg(long, requires = "model", conflicts_with = "lora_rank", help_heading = "Training")]
+    pub freeze_base: bool,
     /// Train low-rank adapters of this rank and nothing else
     #[arg(long, value_name = "N", help_heading = "Adapters", requires = "model")]
     pub lora_rank: Option<usize>,
@@ -153,64 +182,6 @@ pub struct TrainArgs {
     pub target_modules: Vec<String>,
 }
 
-/// Routers by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum RouterName {
-    /// Each recursion takes the tokens with the highest scores.
-    Expert,
-    /// Each token takes a depth.
-    Token,
-    /// Chance: the baseline.
-    Random,
-}
-
-/// Ways to share layers by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum SharingName {
-    /// The whole stack again and again.
-    Cycle,
-    /// Every layer several times in a row.
-    Sequence,
-    /// Cycle between a first and a last layer of their own.
-    MiddleCycle,
-    /// Sequence between a first and a last layer of their own.
-    MiddleSequence,
-}
-
-/// Caches of recursions by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum CacheName {
-    /// Those of the tokens that take part in it.
-    Recursion,
-    /// Those of the first recursion.
-    Shared,
-}
-
-/// Optimisers by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-pub enum OptimizerName {
-    /// Adam with decoupled weight decay.
-    #[serde(rename = "adamw")]
-    #[value(name = "adamw")]
-    AdamW,
-    /// Gradient descent with momentum.
-    Sgd,
-    /// Orthogonalised momentum for hidden matrices, AdamW for the rest.
-    Muon,
-    /// Small state: row and column moments.
-    Adafactor,
-    /// No backward pass: two forward passes along a seeded direction.
-    ZeroOrder,
-}
-
 /// Settings of `train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -225,6 +196,10 @@ struct Settings {
     /// 0 experts: none.
     mixture_of_experts: MixtureOfExperts,
     share_layers: bool,
+    /// 0 atoms: none.
+    dictionaries: Dictionaries,
+    pool: PoolConfig,
+    freeze_base: bool,
     lora: LoraConfig,
     train: TrainConfig,
 }
@@ -237,21 +212,16 @@ impl Default for Settings {
             tokenizer: arch::BYTES.into(),
             data: CORPUS.into(),
             eval_data: None,
-            mixture_of_recursions: MixtureOfRecursions {
-                recursions: 0,
-                ..MixtureOfRecursions::default()
-            },
+            mixture_of_recursions: no_recursions(),
             mixture_of_experts: no_experts(),
             share_layers: false,
+            dictionaries: Dictionaries::default(),
+            pool: PoolConfig::default(),
+            freeze_base: false,
             lora: LoraConfig::default(),
             train: TrainConfig::default(),
         }
     }
-}
-
-/// The mixture of a model without one.
-fn no_experts() -> MixtureOfExperts {
-    MixtureOfExperts { num_experts: 0, ..MixtureOfExperts::default() }
 }
 
 /// What a run did.
@@ -282,9 +252,12 @@ pub fn run(app: &App, args: &TrainArgs) -> Result<Done> {
     let settings = settings(app, args)?;
     // A shape that does not fit is refused before anything is written.
     match &settings.model {
+        None if settings.dictionaries.atoms > 0 || settings.pool.is_used() => {
+            drop(start(app, &settings)?);
+        }
         None => drop(new_shape(app, &settings)?),
         Some(name) if settings.lora.rank > 0 => settings.lora.check_model(app, name)?,
-        Some(_) => {}
+        Some(_) => drop(start(app, &settings)?),
     }
     let division = text::divide(
         app,
@@ -325,6 +298,13 @@ fn settings(app: &App, args: &TrainArgs) -> Result<Settings> {
         .put("mixture_of_experts.num_experts_per_tok", args.active_experts)
         .put("mixture_of_experts.expert_groups", args.expert_groups)
         .put(SHARE_LAYERS_KEY, args.share_layers.then_some(true))
+        .put("dictionaries.atoms", args.atoms)
+        .put(
+            "dictionaries.share",
+            (!args.shared_projections.is_empty()).then(|| args.shared_projections.clone()),
+        )
+        .put("pool.compression", args.pool_compression)
+        .put("freeze_base", args.freeze_base.then_some(true))
         .put("train.steps", args.steps)
         .put("train.learning_rate", args.lr)
         .put("train.batch_size", args.batch_size)
@@ -346,32 +326,12 @@ fn settings(app: &App, args: &TrainArgs) -> Result<Settings> {
         settings.train.save_steps = settings.train.steps.div_ceil(CHECKPOINTS).max(1);
     }
     settings.lora.check()?;
-    check_shape(&settings)?;
+    shape::check(&settings)?;
     if settings.model.is_none() && settings.lora.rank > 0 {
         return Err(Failure::usage("lora.rank", "adapters on a new model train nothing else")
             .help("give the model to adapt with --model"));
     }
     Ok(settings)
-}
-
-/// Settings of a new model's shape belong to a new model, and experts to a mixture.
-fn check_shape(settings: &Settings) -> Result<()> {
-    let experts = &settings.mixture_of_experts;
-    if experts.num_experts == 0 && *experts != no_experts() {
-        return Err(Failure::usage(EXPERTS_KEY, "says how experts are used, but there are none")
-            .help("say how many with --experts"));
-    }
-    let given = [
-        ("mixture_of_recursions", settings.mixture_of_recursions.recursions > 0),
-        (EXPERTS_KEY, experts.num_experts > 0),
-        (SHARE_LAYERS_KEY, settings.share_layers),
-    ];
-    match given.iter().find(|(_, given)| *given) {
-        Some((key, _)) if settings.model.is_some() => {
-            Err(Failure::usage(*key, "belongs to a new model; the shape of --model is its own"))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn default_out(settings: &Settings) -> PathBuf {
@@ -414,21 +374,41 @@ fn new_shape(app: &App, settings: &Settings) -> Result<(arch::Donor, DecoderConf
     Ok((donor, config))
 }
 
-/// The model before the first step, the same on every call.
-fn start(app: &App, settings: &Settings) -> Result<Loaded> {
+/// The model before the first step and the network that makes its coefficients, the same on every
+/// call.
+fn start(app: &App, settings: &Settings) -> Result<(Loaded, Option<CoefficientNet>)> {
     let seed = Seed::new(settings.train.seed);
+    let mut network = None;
     let mut loaded = match &settings.model {
         Some(name) => model::load(app, name)?,
         None => {
             let (donor, config) = new_shape(app, settings)?;
-            let model = Decoder::init(config, seed.fork("init", 0))?;
+            let mut model = Decoder::init(config, seed.fork("init", 0))?;
+            if settings.dictionaries.atoms > 0 {
+                network = settings.dictionaries.attach(&mut model, seed.fork("masa", 0))?;
+            }
+            if settings.pool.is_used() {
+                let PoolConfig { compression, mapping, embedding } = settings.pool;
+                let config = RpsConfig { compression, mapping, embedding, ..RpsConfig::default() };
+                (model, _) = stable_rps::fresh(&config, &model, seed.fork("pool", 0))?;
+            }
             Loaded { model, tokenizer: donor.tokenizer, path: PathBuf::new() }
         }
     };
     if settings.lora.rank > 0 {
         settings.lora.add(&mut loaded.model, seed.fork("lora", 0))?;
     }
-    Ok(loaded)
+    if settings.freeze_base {
+        if loaded.model.config.parallel_streams.is_none() {
+            let why = "leaves nothing to train: the model has no parallel streams";
+            return Err(Failure::usage("--freeze-base", why).help(
+                "add some with `commons compress --method parscale`, or adapters with --lora-rank",
+            ));
+        }
+        freeze_model(&mut loaded.model);
+    }
+    check_rule(&loaded.model, &settings.train)?;
+    Ok((loaded, network))
 }
 
 fn train(
@@ -440,24 +420,21 @@ fn train(
     work: Work,
 ) -> Result<Report> {
     let began = Instant::now();
-    let loaded = start(app, settings)?;
+    let (mut loaded, network) = start(app, settings)?;
     let leave = || app.stop.leave(Some(resume_command()), &app.out);
-    let score = |what: &str| {
-        measure(
-            app,
-            &loaded,
-            &division.test,
-            windows(&loaded, None, None, Some(EVAL_TOKENS)),
-            what,
-            leave,
-        )
+    let score = |loaded: &Loaded, what: &str| {
+        let windows = windows(loaded, None, None, Some(EVAL_TOKENS));
+        measure(app, loaded, &division.test, windows, what, leave)
     };
     let before = match settings.model {
-        Some(_) => Some(work.stage("before", || score("before"))?),
+        Some(_) => Some(work.stage("before", || score(&loaded, "before"))?),
         None => None,
     };
-    let losses = steps(app, settings, division, &loaded, &work)?;
-    let after = work.stage("after", || score("measuring"))?;
+    let losses = steps(app, settings, division, (&loaded, network.as_ref()), &work)?;
+    if let Some(network) = network {
+        network.finish(&mut loaded.model.bank)?;
+    }
+    let after = work.stage("after", || score(&loaded, "measuring"))?;
     let bank = &loaded.model.bank;
     let t = &settings.train;
     let report = Report {
@@ -494,7 +471,7 @@ fn steps(
     app: &App,
     settings: &Settings,
     division: &Division,
-    loaded: &Loaded,
+    (loaded, network): (&Loaded, Option<&CoefficientNet>),
     work: &Work,
 ) -> Result<Vec<f64>> {
     let t = &settings.train;
@@ -514,7 +491,15 @@ fn steps(
         |At { batch, .. }| {
             let ids = stream.batch(batch, bank.device())?;
             let noise = t.seed().fork("noise", batch);
-            let loss = loaded.model.training_loss(&ids, noise, t.gradient_checkpointing)?;
+            let made = match network {
+                Some(network) => {
+                    let bank = network.applied(bank).map_err(commons_nn::Error::from)?;
+                    Some(Decoder { config: loaded.model.config.clone(), bank })
+                }
+                None => None,
+            };
+            let model = made.as_ref().unwrap_or(&loaded.model);
+            let loss = model.training_loss(&ids, noise, t.gradient_checkpointing)?;
             let tokens = stream.tokens_per_batch();
             Ok(Loss { total: loss.total, tokens, parts: loss.parts })
         },

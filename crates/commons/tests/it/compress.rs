@@ -194,4 +194,21 @@ fn parallel_streams_run_everywhere_but_in_other_programs() {
     place
         .refused(&format!("{line} --streams 0 --dry-run").replace("--streams 2 ", ""), &["1..=64"]);
     place.refused("compress --model p --method parscale --data t.txt --dry-run", &["already"]);
+    place.refused("compress --model p --method masa --data t.txt --dry-run", &["parallel streams"]);
+    // Training goes on with what was added alone, or with all of it.
+    let more = "train --model p --data t.txt --steps 3 --batch-size 2 --seq-len 24";
+    let added = place.json(&format!("{more} --freeze-base -o f"))["trainable"].as_u64().unwrap();
+    let all = place.json(&format!("{more} -o g"))["trainable"].as_u64().unwrap();
+    let stored = |m: &str| place.json(&format!("inspect {m}"))["stored"]["parameters"].as_u64();
+    assert_eq!(
+        (stored("f"), all, all - added),
+        (stored("p"), stored("p").unwrap(), stored("m").unwrap())
+    );
+    place.refused(
+        "train --model m --data t.txt --steps 3 --freeze-base -o x",
+        &["--freeze-base", "no parallel streams", "parscale"],
+    );
+    // Before any healing, not after it.
+    place.refused(&format!("{line} --format gguf -o w.gguf"), &words);
+    assert!(!place.path("w.gguf").exists());
 }

@@ -44,6 +44,11 @@ fn training_of_shared_experts_goes_on_after_a_kill() {
     );
 }
 
+#[test]
+fn training_of_dictionaries_goes_on_after_a_kill() {
+    training_goes_on("--atoms 2 --shared-projections q,k,v");
+}
+
 fn training_goes_on(options: &str) {
     let place = Place::new();
     place.text("t.txt", 300);

@@ -6,12 +6,14 @@ use crate::{Place, bytes};
 const TRAIN: &str = "--data t.txt --batch-size 2 --seq-len 24 --lr 1e-3";
 
 /// Methods that make a model from the start.
-const TRAINED: [&str; 3] = ["mor", "moge", "widenet"];
+const TRAINED: [&str; 5] = ["masa", "mor", "moge", "stable-rps", "widenet"];
 
 /// Options under which a method applies to a model of eight layers, four heads and two key heads, or
 /// makes a new one.
-fn options(method: &str) -> &'static str {
+fn options(method: &str, trained: bool) -> &'static str {
     match method {
+        "masa" if trained => "--atoms 2",
+        "stable-rps" if trained => "--pool-compression 2",
         "relaxed-recursive" => "--loops 2 --rank 2",
         "foldgpt" => "--remove 0.25 --set options.gates.steps=4",
         "kdgqa" => "--kv-heads 1",
@@ -41,12 +43,13 @@ fn loss(place: &Place, model: &str) -> f64 {
     measured["text"]["loss"].as_f64().unwrap()
 }
 
-fn shared_by(method: &str) -> Place {
+/// `method` applied to a model, or a new model shaped by it.
+fn shared_by(method: &str, trained: bool) -> Place {
     let place = Place::new();
     place.model("m", 8);
     place.text("t.txt", 400);
-    let options = options(method);
-    if TRAINED.contains(&method) {
+    let options = options(method, trained);
+    if trained {
         place.ok(&format!("train --arch nano {options} {TRAIN} --steps 3 -o c"));
         return place;
     }
@@ -112,11 +115,12 @@ fn trained_on(place: &Place, method: &str) {
 
 #[test]
 fn every_method_works_with_every_verb() {
-    let compressing = commons_weights::COMPRESSORS.iter().map(|method| method.slug());
-    let methods: Vec<&str> = compressing.chain(TRAINED).collect();
-    assert_eq!(methods.len(), 9);
-    for method in methods {
-        let place = shared_by(method);
+    let compressing = commons_weights::COMPRESSORS.iter().map(|method| (method.slug(), false));
+    let products: Vec<(&str, bool)> = compressing.chain(TRAINED.map(|m| (m, true))).collect();
+    // `masa`, `mor` and `stable-rps` stand in both lists.
+    assert_eq!(products.len(), commons_weights::METHODS.len() + 3);
+    for (method, trained) in products {
+        let place = shared_by(method, trained);
         written_out(&place, method);
         trained_on(&place, method);
     }

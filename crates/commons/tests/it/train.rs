@@ -80,6 +80,67 @@ fn routed_recursions_are_trained_and_used_everywhere_but_in_other_programs() {
         &["kv_cache", "middle_cycle"],
     );
     refused("--router token", &["--recursions"]);
+    let none = ["mixture_of_recursions", "there are none", "--recursions"];
+    refused("--recursions 0 --router token", &none);
+    refused("--set mixture_of_recursions.router=token", &none);
+}
+
+#[test]
+fn dictionaries_are_trained_and_written_out() {
+    let place = Place::new();
+    place.text("t.txt", 300);
+    let line = |more: &str, out: &str| format!("train --data t.txt -o {out} {SMALL} {more}");
+    place.ok(&line("--arch nano", "whole"));
+    place.ok(&line("--arch nano --atoms 2", "m"));
+    place.ok(&line("--arch nano --atoms 2 --set dictionaries.raw_coefficients=true", "raw"));
+    let stored = |m: &str| place.json(&format!("inspect {m}"))["stored"]["parameters"].clone();
+    let [whole, made, raw] = ["whole", "m", "raw"].map(|m| stored(m).as_u64().unwrap());
+    // Four layers, of each projection two matrices and a row of two for every layer; no network.
+    assert_eq!(whole - made, 2 * (2 * 64 * 64 + 2 * 32 * 64) - 4 * 4 * 2);
+    assert_eq!(made, raw);
+    let sharing = place.json("inspect m")["sharing"].to_string();
+    assert!(sharing.contains("combined"), "{sharing}");
+    place.ok("materialize m -o plain");
+    assert_eq!(place.json("generate m --prompt line --greedy -n 4")["new_tokens"], 4);
+    let refused = |more: &str, words: &[&str]| {
+        place.refused(&line(more, "x"), words);
+        assert!(!place.path("x.work").exists(), "{more}");
+    };
+    refused("--atoms 4", &["atoms", "use 1 to 3"]);
+    refused("--atoms 2 --shared-projections q,q", &["share", "once"]);
+    refused("--atoms 2 --shared-projections x", &["share", "x"]);
+    refused("--arch micro --atoms 2 --recursions 2", &["shared already"]);
+    refused("--atoms 2 --share-layers", &["shared already"]);
+    refused("--set dictionaries.start=uniform", &["there are no atoms", "--atoms"]);
+    refused("--shared-projections q", &["--atoms"]);
+    let recompute = "--atoms 2 --set train.gradient_checkpointing=true";
+    refused(recompute, &["gradient_checkpointing", "raw_coefficients"]);
+}
+
+#[test]
+fn a_pool_is_trained_and_written_out() {
+    let place = Place::new();
+    place.text("t.txt", 300);
+    let line = |more: &str, out: &str| format!("train --data t.txt -o {out} {SMALL} {more}");
+    place.ok(&line("--arch nano", "whole"));
+    place.ok(&line("--arch nano --pool-compression 8", "m"));
+    let stored = |m: &str| place.json(&format!("inspect {m}"))["stored"]["parameters"].clone();
+    let [whole, pooled] = ["whole", "m"].map(|m| stored(m).as_u64().unwrap());
+    let matrices = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 176);
+    assert_eq!(whole - pooled, matrices - matrices / 8);
+    place.ok("materialize m -o plain");
+    assert_eq!(place.json("generate m --prompt line --greedy -n 4")["new_tokens"], 4);
+    let refused = |more: &str, words: &[&str]| {
+        place.refused(&line(more, "x"), words);
+        assert!(!place.path("x.work").exists(), "{more}");
+    };
+    refused("--pool-compression 0.5", &["compression", "1 is the nearest"]);
+    refused("--pool-compression nan", &["compression"]);
+    refused("--pool-compression 2 --atoms 2", &["--atoms", "take one"]);
+    refused("--pool-compression 2 --share-layers", &["made from others already"]);
+    refused("--set pool.embedding=true", &["there is none", "--pool-compression"]);
+    refused("--pool-compression 2 --optimizer sgd", &["sgd on a pool", "adamw"]);
+    refused("--model m --optimizer sgd", &["sgd on a pool", "adamw"]);
 }
 
 #[test]

@@ -47,9 +47,7 @@ fn wrong_method_options_say_what_works() {
         "compress --remove 0.2",
         &["--remove", "`relaxed-recursive` has no such option", "--method foldgpt"],
     );
-    for (method, train) in
-        [("mor", "--recursions 3"), ("widenet", "--share-layers"), ("moge", "--expert-groups 2")]
-    {
+    for (method, train) in [("widenet", "--share-layers"), ("moge", "--expert-groups 2")] {
         let command = format!("compress --method {method}");
         let ran = place.refused(&command, &[method, "before it is trained", train]);
         // What it says to do instead can be done.
@@ -64,6 +62,11 @@ fn wrong_method_options_say_what_works() {
     assert!(!place.path("out").exists());
     place.refused("compress --model m --data t.txt --init stepwize -o out", &["stepwize"]);
     place.refused("compress --model m", &["--data", "is missing"]);
+    let baselines = "compress --model m --data t.txt --method masa --baselines -o out";
+    place.refused(baselines, &["--baselines", "`masa` has no rank", "relaxed-recursive"]);
+    let recompute =
+        "compress --model m --data t.txt --set heal.train.gradient_checkpointing=true -o out";
+    place.refused(recompute, &["gradient_checkpointing", "batch_size"]);
 }
 
 #[test]

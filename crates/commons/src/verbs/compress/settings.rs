@@ -125,8 +125,7 @@ pub fn data(config: &CompressConfig) -> Result<&str> {
 }
 
 /// Methods that shape a model before it is trained, and the command that trains one.
-const TRAINED: [(&str, &str); 3] = [
-    ("mor", "commons train --arch mini --recursions 3"),
+const TRAINED: [(&str, &str); 2] = [
     ("widenet", "commons train --experts 4 --active-experts 2 --share-layers"),
     ("moge", "commons train --experts 16 --active-experts 4 --expert-groups 2"),
 ];
@@ -139,7 +138,7 @@ pub fn method(slug: &str) -> Result<&'static dyn AnyCompress> {
     let found = COMPRESSORS.iter().find(|c| c.slug() == slug);
     found.copied().ok_or_else(|| {
         if let Some((_, train)) = TRAINED.iter().find(|(trained, _)| *trained == slug) {
-            let why = "shapes a model before it is trained; a finished one cannot take its shape";
+            let why = "shapes a model before it is trained; it does not convert a finished one";
             return Failure::usage(format!("--method {slug}"), why)
                 .help(format!("train a new one:\n{train}"));
         }
@@ -157,7 +156,7 @@ pub fn method(slug: &str) -> Result<&'static dyn AnyCompress> {
 }
 
 /// Short options and the options of methods they stand for.
-fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>); 16] {
+fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>); 18] {
     let m = &args.method_options;
     [
         ("--loops", "loops", m.loops.map(Into::into)),
@@ -172,6 +171,8 @@ fn shortcuts(args: &CompressArgs) -> [(&'static str, &'static str, Option<Value>
         ("--ratio", "ratio", m.ratio.map(Into::into)),
         ("--streams", "streams", m.streams.map(Into::into)),
         ("--prefix-tokens", "prefix_tokens", m.prefix_tokens.map(Into::into)),
+        ("--recursions", "mixture.recursions", m.recursions.map(Into::into)),
+        ("--router", "mixture.router", m.router.clone().map(Into::into)),
         ("--steps", "heal.train.steps", m.steps.map(Into::into)),
         ("--lr", "heal.train.learning_rate", m.lr.map(Into::into)),
         ("--batch-size", "heal.train.batch_size", m.batch_size.map(Into::into)),
