@@ -59,7 +59,7 @@
 //! * Pruning is a baseline of the recipe and no verb.
 //! * A pretrained model fills the pool in least squares. Paper and theory are about training from
 //!   scratch: a model squeezed this way has to be learnt again.
-//! * The recipe gives every method, at every compression, the best of four peak rates on images held
+//! * The recipe gives every method, at every compression, the best of seven peak rates on images held
 //!   out, judged by two networks. Rewinding takes the dense network's.
 //!
 //! # Use

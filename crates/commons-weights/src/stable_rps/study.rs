@@ -313,8 +313,8 @@ impl Study {
         Ok(left / whole.max(f64::MIN_POSITIVE))
     }
 
-    /// Pruning with rewinding of weights and rate: train, drop a fifth of what is left, go back to the weights of an
-    /// early step, until 1/`compression` is left; then train to the end.
+    /// Pruning with rewinding of weights and rate: train, drop a fifth of what is left, go back to the
+    /// weights of an early step, until 1/`compression` is left; then train to the end.
     ///
     /// # Errors
     /// When the run is stopped.
