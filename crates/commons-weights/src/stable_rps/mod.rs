@@ -30,19 +30,19 @@
 //!
 //! # Here
 //!
-//! Measured on 2026-11-27T02:25:57Z with the recipe `full` (seed 0) in 23 min 49 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
-//! of which 784 MiB were used), Commons 0.1.0.
+//! Measured on 2026-11-27T05:54:11Z with the recipe `full` (seed 0) in 41 min 20 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
+//! of which 796 MiB were used), Commons 0.1.0.
 //!
-//! | claim                                                                            | paper                     | measured | baseline | needed            | found (95 % interval)           | verdict             |
-//! | -------------------------------------------------------------------------------- | ------------------------- | -------: | -------: | ----------------- | ------------------------------- | ------------------- |
-//! | without compression, twenty steps follow the dense network's losses              | exact (Pareto-continuity) | 8.543e-7 |          | ≤ 0.001           | 8.543e-7 (-5.214e-7 to 2.23e-6) | holds               |
-//! | at high compression it is no worse than the best of MAG, SNIP, SynFlow and GraSP | direction only (abstract) |    0.639 |    0.585 | ≥ baseline        | 0.05398 (0.01665 to 0.09132)    | holds               |
-//! | below that it is within a point of the best of MAG, SNIP, SynFlow and GraSP      | direction only (abstract) |   0.6517 |   0.7284 | ≥ baseline − 0.01 | -0.07667 (-0.2416 to 0.08829)   | fails (not settled) |
-//! | at every compression above 1 it is no worse than a narrower network (mean)       | direction only (abstract) |   0.6441 |   0.3979 | ≥ baseline        | 0.2462 (0.1005 to 0.3919)       | holds               |
-//! | at compression 1 it is no worse than ROAST                                       | direction only (abstract) |   0.7285 |   0.7269 | ≥ baseline        | 0.001611 (-0.01034 to 0.01356)  | holds (not settled) |
-//! | over scales of the initial pool its accuracy spreads less than ROAST's           | direction only (abstract) | 0.001333 |   0.6327 | ≤ baseline        | -0.6313 (-0.9226 to -0.3401)    | holds               |
-//! | at low compression iterative pruning with rewinding is no worse                  | reviews of the paper      |    0.727 |   0.6517 | ≥ baseline        | 0.07528 (-0.08713 to 0.2377)    | holds (not settled) |
-//! | a training step from the pool takes at most 1.3 times a dense one                | not in the paper          | 0.009081 |  0.01033 | ≤ 1.3 × baseline  | 0.8788                          | holds (one seed)    |
+//! | claim                                                                            | paper                     | measured | baseline | needed            | found (95 % interval)            | verdict             |
+//! | -------------------------------------------------------------------------------- | ------------------------- | -------: | -------: | ----------------- | -------------------------------- | ------------------- |
+//! | without compression, twenty steps follow the dense network's losses              | exact (Pareto-continuity) |  0.07601 |          | ≤ 0.001           | 0.07601 (-0.251 to 0.403)        | fails (not settled) |
+//! | at high compression it is no worse than the best of MAG, SNIP, SynFlow and GraSP | direction only (abstract) |   0.6644 |   0.5757 | ≥ baseline        | 0.08865 (0.06972 to 0.1076)      | holds               |
+//! | below that it is within a point of the best of MAG, SNIP, SynFlow and GraSP      | direction only (abstract) |   0.6207 |   0.7162 | ≥ baseline − 0.01 | -0.0955 (-0.2834 to 0.09241)     | fails (not settled) |
+//! | in the mean over compressions above 1 it is no worse than a narrower network     | direction only (abstract) |   0.6469 |   0.3949 | ≥ baseline        | 0.252 (0.1335 to 0.3706)         | holds               |
+//! | at compression 1 it is no worse than ROAST                                       | direction only (abstract) |   0.7098 |   0.7148 | ≥ baseline        | -0.004944 (-0.01778 to 0.007892) | fails (not settled) |
+//! | over scales of the initial pool its accuracy spreads less than ROAST's           | direction only (abstract) |        0 |   0.6338 | ≤ baseline        | -0.6338 (-0.9443 to -0.3234)     | holds               |
+//! | at low compression iterative pruning with rewinding is no worse                  | reviews of the paper      |   0.7076 |   0.6207 | ≥ baseline        | 0.08692 (-0.09702 to 0.2709)     | holds (not settled) |
+//! | a training step from the pool takes at most 1.3 times a dense one                | not in the paper          |    0.012 |  0.01245 | ≤ 1.3 × baseline  | 0.9634                           | holds (one seed)    |
 //!
 //! # Differs
 //! * The sign is one per partition, not per element: any two elements of a slot still have

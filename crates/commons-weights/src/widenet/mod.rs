@@ -36,8 +36,8 @@
 //!
 //! # Here
 //!
-//! Measured on 2026-11-26T22:32:22Z with the recipe `full` (seed 0) in 34 min 41 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
-//! of which 660 MiB were used), Commons 0.1.0.
+//! Measured on 2026-11-27T04:25:12Z with the recipe `full` (seed 0) in 29 min 41 s on AMD EPYC (2 threads, avx512, 23.5 GiB of memory,
+//! of which 686 MiB were used), Commons 0.1.0.
 //!
 //! | claim                                                                     | paper                                                         | measured | baseline | needed            | found (95 % interval)           | verdict             |
 //! | ------------------------------------------------------------------------- | ------------------------------------------------------------- | -------: | -------: | ----------------- | ------------------------------- | ------------------- |
