@@ -55,7 +55,7 @@ pub const EXAMPLES: &str = examples![
     "$ commons train --arch mini --experts 4 --active-experts 2 --share-layers -o widenet",
     "# attention projections of all layers mixed from two matrices of each kind",
     "$ commons train --arch mini --atoms 2 -o masa",
-    "# all matrices of a layer read from one pool an eighth of their size",
+    "# all matrices read from one pool an eighth of their size",
     "$ commons train --arch mini --pool-compression 8 -o pooled",
     "# after an interruption",
     "$ commons train --arch nano --steps 300 -o nano --resume",

@@ -101,7 +101,7 @@ pub fn routed(mixture: MixtureOfRecursions) -> Option<Line> {
         kind: "routed",
         weights: mixture.recursions,
         which: "recursion_router".into(),
-        how: format!("{}, {router}{shares}, keys and values {cache}", mixture.sharing.name(),),
+        how: format!("{}, {router}{shares}, keys and values {cache}", mixture.sharing.name()),
     })
 }
 
