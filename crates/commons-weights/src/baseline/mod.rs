@@ -12,6 +12,7 @@ mod tests;
 
 use commons_nn::bank::Bank;
 use commons_nn::model::{Decoder, layer_prefix};
+use commons_ops::Tensor;
 
 use crate::{Error, Result};
 
@@ -93,4 +94,14 @@ pub fn layers_for_budget(model: &Decoder, budget: usize) -> usize {
     let layer = layer.max(1);
     let nearest = (budget.saturating_sub(outside) + layer / 2) / layer;
     nearest.clamp(1, model.config.num_hidden_layers)
+}
+
+/// The mean of weight `rest` over `layers`, of which there is at least one.
+pub(crate) fn mean_weight(model: &Decoder, layers: &[usize], rest: &str) -> Result<Tensor> {
+    let weight = |layer: usize| model.bank.weight(&format!("{}{rest}", layer_prefix(layer)));
+    let mut sum = weight(layers[0])?.detach();
+    for &layer in &layers[1..] {
+        sum = (sum + weight(layer)?.detach())?;
+    }
+    Ok(if layers.len() == 1 { sum } else { sum.affine(1. / layers.len() as f64, 0.)? })
 }

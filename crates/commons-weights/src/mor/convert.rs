@@ -5,12 +5,12 @@
 use commons_core::table::Table;
 use commons_core::{Seed, cells};
 use commons_nn::bank::Entry;
-use commons_nn::model::{Decoder, DecoderConfig, MixtureOfRecursions, layer_prefix};
+use commons_nn::model::{Decoder, DecoderConfig, MixtureOfRecursions};
 use commons_ops::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::baseline::{layer_weight, spread_layers};
+use crate::baseline::{layer_weight, mean_weight, spread_layers};
 use crate::compress::{Compress, Context, Shared};
 use crate::heal::HealConfig;
 use crate::{Error, Result};
@@ -100,7 +100,7 @@ pub fn convert(config: &Config, model: &Decoder, seed: Seed) -> Result<Decoder> 
             continue;
         };
         if bank.stored_var(&part).is_err() {
-            bank.insert(part.clone(), mean(model, &sources[j], rest)?)?;
+            bank.insert(part.clone(), mean_weight(model, &sources[j], rest)?)?;
         }
         bank.share(&name, Entry::same(part))?;
     }
@@ -112,16 +112,6 @@ pub fn convert(config: &Config, model: &Decoder, seed: Seed) -> Result<Decoder> 
         bank.insert(name, drawn)?;
     }
     Ok(Decoder::new(shape, bank)?)
-}
-
-/// The mean of weight `rest` over `layers`.
-fn mean(model: &Decoder, layers: &[usize], rest: &str) -> Result<Tensor> {
-    let weight = |l: &usize| model.bank.weight(&format!("{}{rest}", layer_prefix(*l)));
-    let mut sum = weight(&layers[0])?.detach();
-    for layer in &layers[1..] {
-        sum = (sum + weight(layer)?.detach())?;
-    }
-    Ok(if layers.len() == 1 { sum } else { sum.affine(1. / layers.len() as f64, 0.)? })
 }
 
 /// Layers that share keys must serve the same query heads with them.

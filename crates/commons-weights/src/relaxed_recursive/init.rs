@@ -7,7 +7,7 @@ use commons_ops::Tensor;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::baseline::{layer_weight, spread_layers};
+use crate::baseline::{layer_weight, mean_weight, spread_layers};
 use crate::{Error, Result};
 
 /// How a unique layer is initialised from the pretrained ones (section 2.2 of the paper).
@@ -108,13 +108,7 @@ impl Looping {
 
     /// The initial value of weight `matrix` (relative to its layer) of unique layer `j`.
     pub(super) fn initial(&self, model: &Decoder, j: usize, matrix: &str) -> Result<Tensor> {
-        let sources = &self.sources[j];
-        let weight = |layer: usize| model.bank.weight(&format!("{}{matrix}", layer_prefix(layer)));
-        let mut sum = weight(sources[0])?;
-        for &layer in &sources[1..] {
-            sum = (sum + weight(layer)?)?;
-        }
-        Ok(if sources.len() == 1 { sum } else { sum.affine(1. / sources.len() as f64, 0.)? })
+        mean_weight(model, &self.sources[j], matrix)
     }
 }
 

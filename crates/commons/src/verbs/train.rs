@@ -250,15 +250,8 @@ struct Report {
 /// stopped it.
 pub fn run(app: &App, args: &TrainArgs) -> Result<Done> {
     let settings = settings(app, args)?;
-    // A shape that does not fit is refused before anything is written.
-    match &settings.model {
-        None if settings.dictionaries.atoms > 0 || settings.pool.is_used() => {
-            drop(start(app, &settings)?);
-        }
-        None => drop(new_shape(app, &settings)?),
-        Some(name) if settings.lora.rank > 0 => settings.lora.check_model(app, name)?,
-        Some(_) => drop(start(app, &settings)?),
-    }
+    // What does not fit is refused before anything is written.
+    let started = start(app, &settings)?;
     let division = text::divide(
         app,
         &settings.data,
@@ -276,7 +269,7 @@ pub fn run(app: &App, args: &TrainArgs) -> Result<Done> {
             }
         }
         Opened::Work(work) => {
-            let report = train(app, &settings, &division, &record, &out, work)?;
+            let report = train(app, (&settings, started), &division, &record, &out, work)?;
             show(app, &report)?;
         }
     }
@@ -413,14 +406,14 @@ fn start(app: &App, settings: &Settings) -> Result<(Loaded, Option<CoefficientNe
 
 fn train(
     app: &App,
-    settings: &Settings,
+    (settings, started): (&Settings, (Loaded, Option<CoefficientNet>)),
     division: &Division,
     record: &Value,
     out: &Path,
     work: Work,
 ) -> Result<Report> {
     let began = Instant::now();
-    let (mut loaded, network) = start(app, settings)?;
+    let (mut loaded, network) = started;
     let leave = || app.stop.leave(Some(resume_command()), &app.out);
     let score = |loaded: &Loaded, what: &str| {
         let windows = windows(loaded, None, None, Some(EVAL_TOKENS));

@@ -5,16 +5,13 @@ use std::path::Path;
 
 use commons_core::Seed;
 use commons_core::fs::create_folder;
-use commons_nn::format::folder::ModelFiles;
 use commons_nn::format::peft::{Adapter, LoraConfig as PeftConfig, LoraPair};
 use commons_nn::model::{BLOCK_MATRICES, Decoder, DecoderConfig, EXPERTS_KEY, layer_prefix};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use crate::cli::App;
 use crate::config::nearest;
 use crate::error::{Failure, Result};
-use crate::model::{Loaded, Sources};
+use crate::model::Loaded;
 
 /// Low-rank adapters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,15 +68,6 @@ impl LoraConfig {
         };
         Err(Failure::usage("--target-modules", format!("`{unknown}` is not a module of a layer"))
             .help(help))
-    }
-
-    /// Checks that the model `name` has the modules, without reading its weights.
-    ///
-    /// # Errors
-    /// When its feed-forward parts are experts and adapters are to go there, or it cannot be read.
-    pub fn check_model(&self, app: &App, name: &str) -> Result<()> {
-        let files = ModelFiles::open(&Sources::new(app).model(name)?)?;
-        self.check_shape(&DecoderConfig::from_json(&Value::Object(files.config))?)
     }
 
     fn check_shape(&self, config: &DecoderConfig) -> Result<()> {
