@@ -163,7 +163,7 @@ pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> R
             let why = "is zero in all layers of its group: leave this projection out of `share`";
             return Err(Error::config(members[0].as_str(), why));
         }
-        let (atoms, coefficients) = rescaled(&weights, atoms, coefficients)?;
+        let (atoms, coefficients) = rescaled(&family.pca, members.len(), atoms, coefficients)?;
         family.atoms = atoms.len();
         dictionary::share(&mut bank, &family.key(), &members, atoms, &coefficients)?;
     }
@@ -197,20 +197,13 @@ pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> R
 /// elements of `1/√(dh)`, and steps of Adam, which are as large whatever the scale, would turn them
 /// over before they moved a coefficient.
 fn rescaled(
-    weights: &[Tensor],
+    pca: &MatrixPca,
+    members: usize,
     atoms: Vec<Tensor>,
     mut coefficients: Vec<Vec<f32>>,
 ) -> Result<(Vec<Tensor>, Vec<Vec<f32>>)> {
-    let (mut square, mut count) = (0f64, 0usize);
-    for weight in weights {
-        square += f64::from(weight.sqr()?.mean_all()?.to_scalar::<f32>()?);
-        count += 1;
-    }
-    let rms = (square / count.max(1) as f64).sqrt();
-    let scale = rms * (atoms.first().map_or(0, Tensor::elem_count) as f64).sqrt();
-    if !(scale.is_finite() && scale > 0.) {
-        return Ok((atoms, coefficients));
-    }
+    // All eigenvalues together are all squares of all weights.
+    let scale = (pca.error(0) / members as f64).sqrt();
     let atoms = atoms.iter().map(|a| Ok(a.affine(scale, 0.)?)).collect::<Result<_>>()?;
     coefficients.iter_mut().flatten().for_each(|c| *c /= scale as f32);
     Ok((atoms, coefficients))
