@@ -290,11 +290,18 @@ impl DecoderConfig {
             let below = ends + (layers.saturating_sub(ends) / n).max(1) * n;
             let above = below + n;
             let name = mixture.sharing.name();
+            let middle = layers.saturating_sub(ends);
+            let others: Vec<_> = (2..=middle).filter(|n| middle.is_multiple_of(*n)).collect();
+            let instead = match &others[..] {
+                [] => String::new(),
+                [only] => format!(", or {only} recursions"),
+                _ => format!(", or recursions out of {others:?}"),
+            };
             return Err(Error::config(
                 "num_hidden_layers",
                 format!(
                     "{layers} layers do not make {n} recursions under {name}: take {below} or \
-                     {above} layers, or other recursions"
+                     {above} layers{instead}"
                 ),
             ));
         }
