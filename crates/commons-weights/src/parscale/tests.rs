@@ -306,3 +306,13 @@ fn full_smoothing_mixes_in_equal_shares() {
     assert!(mixed.shares.iter().all(|s| (s - 0.5).abs() < 1e-6), "{mixed:?}");
     assert!(mixed.cosine < 0.999, "streams differ: {mixed:?}");
 }
+
+#[test]
+fn the_rate_of_the_mixing_network_is_that_of_all_its_weights_and_no_others() {
+    let groups = Config::default().heal.train.optimizer.groups;
+    let named = |name: &str| groups.iter().any(|g| g.names.iter().any(|n| name.contains(n)));
+    let (mixing, others): (Vec<_>, Vec<_>) =
+        wide(2).bank.stored_vars().map(|(n, _)| n.to_owned()).partition(|n| named(n));
+    assert_eq!(mixing.len(), 4);
+    assert!(others.iter().any(|n| n.ends_with("prefix_k")));
+}
