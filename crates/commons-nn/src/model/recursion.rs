@@ -287,10 +287,10 @@ impl DecoderConfig {
         let (layers, n) = (self.num_hidden_layers, mixture.recursions);
         let ends = 2 * mixture.sharing.ends();
         if layers < ends + n || !(layers - ends).is_multiple_of(n) {
-            let below = ends + (layers.saturating_sub(ends) / n).max(1) * n;
+            let middle = layers.saturating_sub(ends);
+            let below = ends + (middle / n).max(1) * n;
             let above = below + n;
             let name = mixture.sharing.name();
-            let middle = layers.saturating_sub(ends);
             let others: Vec<_> = (2..=middle).filter(|n| middle.is_multiple_of(*n)).collect();
             let instead = match &others[..] {
                 [] => String::new(),

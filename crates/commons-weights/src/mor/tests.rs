@@ -255,7 +255,7 @@ fn what_cannot_be_converted_is_refused_by_name() {
         ..Default::default()
     };
     assert!(refused(&of(1), &model).contains("2 or more"));
-    assert!(refused(&of(3), &model).contains("take 5 or 8 layers"));
+    assert!(refused(&of(3), &model).contains("take 5 or 8 layers, or recursions out of [2, 4]"));
     let mut tail = of(2);
     tail.heal.tail_coef = 1.;
     assert!(refused(&tail, &model).contains("tail_coef"));

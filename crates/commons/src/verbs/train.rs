@@ -367,8 +367,7 @@ fn new_shape(app: &App, settings: &Settings) -> Result<(arch::Donor, DecoderConf
     Ok((donor, config))
 }
 
-/// The model before the first step and the network that makes its coefficients, the same on every
-/// call.
+/// The model before the first step and the network that makes its coefficients.
 fn start(app: &App, settings: &Settings) -> Result<(Loaded, Option<CoefficientNet>)> {
     let seed = Seed::new(settings.train.seed);
     let mut network = None;
