@@ -56,11 +56,17 @@ pub trait Compress: Sync {
     /// One line for lists.
     const SUMMARY: &'static str;
 
-    /// Shares the weights of `model`.
+    /// Refuses what cannot work on `model`, as far as that shows before anything is computed.
     ///
     /// # Errors
     /// When the method does not apply to the model (saying why, and the nearest setting that does)
     /// or an option is out of range.
+    fn check(&self, config: &Self::Config, model: &Decoder) -> Result<()>;
+
+    /// Shares the weights of `model`.
+    ///
+    /// # Errors
+    /// As [`Self::check`], and when weights or calibration text do not allow it.
     fn share(
         &self,
         config: &Self::Config,
@@ -85,6 +91,11 @@ pub trait AnyCompress: Sync {
     fn default_config(&self) -> Result<Value>;
     /// JSON schema of the options.
     fn schema(&self) -> Value;
+    /// [`Compress::check`].
+    ///
+    /// # Errors
+    /// As [`Compress::check`], and naming an unknown option.
+    fn check(&self, config: &Value, model: &Decoder) -> Result<()>;
     /// [`Compress::share`].
     ///
     /// # Errors
@@ -117,6 +128,10 @@ impl<C: Compress> AnyCompress for C {
 
     fn schema(&self) -> Value {
         schemars::schema_for!(C::Config).to_value()
+    }
+
+    fn check(&self, config: &Value, model: &Decoder) -> Result<()> {
+        Compress::check(self, &parse(config)?, model)
     }
 
     fn share(&self, config: &Value, model: &Decoder, context: &mut Context<'_>) -> Result<Shared> {

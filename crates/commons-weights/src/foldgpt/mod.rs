@@ -380,6 +380,11 @@ impl Compress for FoldGpt {
     const SUMMARY: &'static str =
         "delete blocks by learned gates, let neighbours share one block's matrices";
 
+    fn check(&self, config: &FoldGptConfig, model: &Decoder) -> Result<()> {
+        config.heal.check()?;
+        config.removed_blocks(model.config.num_hidden_layers).map(drop)
+    }
+
     fn share(
         &self,
         config: &FoldGptConfig,

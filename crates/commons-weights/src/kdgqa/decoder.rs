@@ -22,23 +22,13 @@ pub struct Converted {
     pub groups: Vec<Vec<usize>>,
 }
 
-/// Pools the heads of `model` and fixes the groups on `calibration`.
-///
-/// A causal model must not decide by what it reads (its cache holds keys of earlier tokens), so the
-/// decision is made once: layer by layer, on windows of text that have passed the layers below as
-/// already decided.
+/// The number of key and value heads that `model` is to have.
 ///
 /// # Errors
 /// When the heads do not pool into the number asked for (naming the nearest that does), nothing
-/// would change, the scheme needs text and there is none, or the scheme is one of training only.
-pub fn convert(
-    config: &KdgqaConfig,
-    model: &Decoder,
-    calibration: &[u32],
-    seed: Seed,
-    tick: &mut Tick<'_>,
-) -> Result<Converted> {
-    let (heads, from) = (model.config.num_attention_heads, model.config.num_key_value_heads);
+/// would change, or the scheme is one of training only.
+pub(super) fn check(config: &KdgqaConfig, model: &Decoder) -> Result<usize> {
+    let from = model.config.num_key_value_heads;
     let to = config.groups(from)?;
     if !model.config.query_heads_per_kv_head.is_empty() {
         return Err(Error::config(
@@ -58,6 +48,27 @@ pub fn convert(
             "pgqa perturbs a model while it is trained and leaves equal groups: use gqa",
         ));
     }
+    Ok(to)
+}
+
+/// Pools the heads of `model` and fixes the groups on `calibration`.
+///
+/// A causal model must not decide by what it reads (its cache holds keys of earlier tokens), so the
+/// decision is made once: layer by layer, on windows of text that have passed the layers below as
+/// already decided.
+///
+/// # Errors
+/// When the heads do not pool into the number asked for (naming the nearest that does), nothing
+/// would change, the scheme needs text and there is none, or the scheme is one of training only.
+pub fn convert(
+    config: &KdgqaConfig,
+    model: &Decoder,
+    calibration: &[u32],
+    seed: Seed,
+    tick: &mut Tick<'_>,
+) -> Result<Converted> {
+    let (heads, from) = (model.config.num_attention_heads, model.config.num_key_value_heads);
+    let to = check(config, model)?;
     let layers = model.config.num_hidden_layers;
     let mut pooled = Decoder { config: model.config.clone(), bank: model.bank.deep_clone()? };
     pooled.config.num_key_value_heads = to;

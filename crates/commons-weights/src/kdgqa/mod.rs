@@ -214,6 +214,10 @@ impl Compress for Kdgqa {
     const SUMMARY: &'static str =
         "pool key and value heads, share them among query heads by the norms of the keys";
 
+    fn check(&self, config: &KdgqaConfig, model: &Decoder) -> Result<()> {
+        decoder::check(config, model).map(drop)
+    }
+
     fn share(
         &self,
         config: &KdgqaConfig,

@@ -118,9 +118,10 @@ impl Residual {
     }
 }
 
-/// Refuses projections that are made from others: a dictionary of theirs would leave parts behind
-/// that nobody reads, and under the names of a dictionary there already.
-fn check_own(config: &Config, model: &Decoder) -> Result<()> {
+/// Refuses options out of range, and projections that are made from others: a dictionary of theirs
+/// would leave parts behind that nobody reads, and under the names of a dictionary there already.
+pub(super) fn check(config: &Config, model: &Decoder) -> Result<()> {
+    config.check(&model.config)?;
     let names = config.share.iter().flat_map(|p| p.of_decoder(&model.config));
     match names.into_iter().find(|name| model.bank.plan().get(name).is_some()) {
         Some(name) => {
@@ -138,8 +139,7 @@ fn check_own(config: &Config, model: &Decoder) -> Result<()> {
 /// When an option is out of range, the calibration text is too short, the model's layers differ in
 /// shape, or one of them is shared already.
 pub fn convert(config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<Converted> {
-    config.check(&model.config)?;
-    check_own(config, model)?;
+    check(config, model)?;
     let refine = config.atoms_share < 1.;
     let calibrated = config.groups > 1 || (config.whiten && refine);
     let calibration =

@@ -114,7 +114,7 @@ mod tables;
 mod tests;
 pub mod vision;
 
-use commons_nn::model::DecoderConfig;
+use commons_nn::model::{Decoder, DecoderConfig};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -254,12 +254,11 @@ impl Compress for Masa {
     const SUMMARY: &'static str =
         "mix attention projections from a few shared matrices, by matrix PCA (2025)";
 
-    fn share(
-        &self,
-        config: &Config,
-        model: &commons_nn::model::Decoder,
-        context: &mut Context<'_>,
-    ) -> Result<Shared> {
+    fn check(&self, config: &Config, model: &Decoder) -> Result<()> {
+        convert::check(config, model)
+    }
+
+    fn share(&self, config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<Shared> {
         let converted = convert(config, model, context)?;
         let tables = tables::tables(&converted);
         Ok(Shared { model: converted.model, tables })

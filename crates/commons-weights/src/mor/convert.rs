@@ -65,13 +65,11 @@ pub struct Config {
     pub heal: HealConfig,
 }
 
-/// Makes `model` a mixture of recursions. It stores the ends, one block of the middle layers and
-/// the routers, and shares no storage with `model`.
+/// The configuration of the mixture that `model` is to become.
 ///
 /// # Errors
-/// When the layers do not make the recursions (saying which would do), or one of them is shared
-/// already or groups its query heads unlike the layer it would share with.
-pub fn convert(config: &Config, model: &Decoder, seed: Seed) -> Result<Decoder> {
+/// As [`convert`].
+fn check(config: &Config, model: &Decoder) -> Result<DecoderConfig> {
     config.heal.check()?;
     config.heal.check_routed()?;
     let mixture = &config.mixture;
@@ -82,17 +80,31 @@ pub fn convert(config: &Config, model: &Decoder, seed: Seed) -> Result<Decoder> 
     let shape =
         DecoderConfig { mixture_of_recursions: Some(mixture.clone()), ..model.config.clone() };
     shape.check()?;
-    let layers = shape.num_hidden_layers;
     check_groups(&shape)?;
+    let mut names = shape.weights().into_iter().map(|(name, _)| name);
+    let shared = |n: &String| layer_weight(n).is_some() && model.bank.plan().get(n).is_some();
+    if let Some(name) = names.find(shared) {
+        let reason =
+            "is made from others already: write the model out with `commons materialize` first";
+        return Err(Error::config(name, reason));
+    }
+    Ok(shape)
+}
+
+/// Makes `model` a mixture of recursions. It stores the ends, one block of the middle layers and
+/// the routers, and shares no storage with `model`.
+///
+/// # Errors
+/// When the layers do not make the recursions (saying which would do), or one of them is shared
+/// already or groups its query heads unlike the layer it would share with.
+pub fn convert(config: &Config, model: &Decoder, seed: Seed) -> Result<Decoder> {
+    let shape = check(config, model)?;
+    let mixture = &config.mixture;
+    let layers = shape.num_hidden_layers;
     let sources = config.init.sources(mixture, layers);
     let mut bank = model.bank.deep_clone()?;
     for (name, _) in shape.weights() {
         let Some((depth, rest)) = layer_weight(&name) else { continue };
-        if model.bank.plan().get(&name).is_some() {
-            let reason = "is made from others already: write the model out with `commons \
-                          materialize` first";
-            return Err(Error::config(name.as_str(), reason));
-        }
         let (Some(part), Some(j)) = (
             shape.recursion_part(&name),
             mixture.sharing.layer_at(depth, layers, mixture.recursions),
@@ -135,6 +147,10 @@ impl Compress for Mor {
     const SLUG: &'static str = "mor";
     const SUMMARY: &'static str =
         "fold the middle layers into one that each token passes as often as a router says (2025)";
+
+    fn check(&self, config: &Config, model: &Decoder) -> Result<()> {
+        check(config, model).map(drop)
+    }
 
     fn share(&self, config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<Shared> {
         context.tick("fold", 0, 1)?;

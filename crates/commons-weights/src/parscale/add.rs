@@ -1,7 +1,7 @@
 //! Adding streams to a decoder.
 
 use commons_core::Seed;
-use commons_nn::model::{Decoder, ParallelStreams};
+use commons_nn::model::{Decoder, DecoderConfig, ParallelStreams};
 use commons_ops::Tensor;
 
 use crate::{Error, Result};
@@ -15,6 +15,29 @@ pub struct Draw {
     pub value_sigma: f64,
 }
 
+/// The configuration of a decoder of `config` with `streams`.
+///
+/// # Errors
+/// As [`add_streams`].
+pub(super) fn with_streams(
+    config: &DecoderConfig,
+    streams: ParallelStreams,
+) -> Result<DecoderConfig> {
+    if let Some(had) = config.parallel_streams {
+        return Err(Error::config(
+            "streams",
+            format!(
+                "the model has {} streams already: start from the model they were added to",
+                had.count
+            ),
+        ));
+    }
+    let mut config = config.clone();
+    config.parallel_streams = Some(streams);
+    config.check()?;
+    Ok(config)
+}
+
 /// `model` with `streams`; its own weights are copied, the added ones drawn from `seed`.
 ///
 /// # Errors
@@ -25,18 +48,7 @@ pub fn add_streams(
     draw: Draw,
     seed: Seed,
 ) -> Result<Decoder> {
-    if let Some(had) = model.config.parallel_streams {
-        return Err(Error::config(
-            "streams",
-            format!(
-                "the model has {} streams already: start from the model they were added to",
-                had.count
-            ),
-        ));
-    }
-    let mut config = model.config.clone();
-    config.parallel_streams = Some(streams);
-    config.check()?;
+    let config = with_streams(&model.config, streams)?;
     let mut bank = model.bank.deep_clone()?;
     for (name, shape) in config.stream_weights() {
         let mut v = vec![0f32; shape.iter().product()];

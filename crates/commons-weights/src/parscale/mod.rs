@@ -211,6 +211,11 @@ impl Compress for ParScale {
     const SUMMARY: &'static str =
         "pass the layers in parallel streams; adds few parameters, removes none (2025)";
 
+    fn check(&self, config: &Config, model: &Decoder) -> Result<()> {
+        config.heal.check()?;
+        add::with_streams(&model.config, config.parallel_streams()?).map(drop)
+    }
+
     fn share(&self, config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<Shared> {
         config.heal.check()?;
         let streams = config.parallel_streams()?;

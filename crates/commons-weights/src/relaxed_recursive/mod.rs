@@ -267,6 +267,20 @@ impl Compress for RelaxedRecursive {
     const SUMMARY: &'static str =
         "loop one block of layers, with low-rank terms per depth (ICLR 2025)";
 
+    fn check(&self, config: &Config, model: &Decoder) -> Result<()> {
+        config.check(&model.config)?;
+        if config.thin {
+            return thinned_layers(model.config.num_hidden_layers, config.loops).map(drop);
+        }
+        let layers = model.config.num_hidden_layers;
+        let looping = Looping::new(layers, config.loops, config.init, Seed::new(0))?;
+        if config.init == Init::Random {
+            // The seed of the run decides on the layers.
+            return Ok(());
+        }
+        looping.check_kinds(&model.config)
+    }
+
     fn share(&self, config: &Config, model: &Decoder, context: &mut Context<'_>) -> Result<Shared> {
         let (model, losses) = convert(config, model, context)?;
         let tables = vec![parameter_table(&model)?, loss_table(config.loops, &losses)];

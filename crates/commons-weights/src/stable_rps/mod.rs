@@ -143,28 +143,37 @@ pub fn fresh(config: &RpsConfig, model: &Decoder, seed: Seed) -> Result<(Decoder
     folded(config, model, true, seed)
 }
 
+/// Names of the weights that are to be made from the pool.
+///
+/// # Errors
+/// When one of them is made from others, or the pool would be empty.
+fn pooled_weights(config: &RpsConfig, model: &Decoder) -> Result<Vec<String>> {
+    let mut names: Vec<String> = (0..model.config.num_hidden_layers)
+        .flat_map(|l| BLOCK_MATRICES.map(|m| format!("{}{m}", layer_prefix(l))))
+        .collect();
+    if config.embedding {
+        names.push("model.embed_tokens.weight".into());
+        if model.bank.plan().get("lm_head.weight").is_none() {
+            names.push("lm_head.weight".into());
+        }
+    }
+    if let Some(shared) = names.iter().find(|n| model.bank.plan().get(n).is_some()) {
+        return Err(Error::config(
+            shared.as_str(),
+            "is made from others already: write the model out with `commons materialize` first",
+        ));
+    }
+    Ok(names)
+}
+
 fn folded(
     config: &RpsConfig,
     model: &Decoder,
     draw: bool,
     seed: Seed,
 ) -> Result<(Decoder, Pooled)> {
+    let names = pooled_weights(config, model)?;
     let mut bank = model.bank.deep_clone()?;
-    let mut names: Vec<String> = (0..model.config.num_hidden_layers)
-        .flat_map(|l| BLOCK_MATRICES.map(|m| format!("{}{m}", layer_prefix(l))))
-        .collect();
-    if config.embedding {
-        names.push("model.embed_tokens.weight".into());
-        if bank.plan().get("lm_head.weight").is_none() {
-            names.push("lm_head.weight".into());
-        }
-    }
-    if let Some(shared) = names.iter().find(|n| bank.plan().get(n).is_some()) {
-        return Err(Error::config(
-            shared.as_str(),
-            "is made from others already: write the model out with `commons materialize` first",
-        ));
-    }
     if config.embedding && bank.plan().get("lm_head.weight").is_some() {
         // A plan has depth one: a head tied to the embedding reads the same slots itself.
         bank.remove("lm_head.weight");
@@ -190,6 +199,14 @@ impl Compress for StableRps {
     type Config = RpsConfig;
     const SLUG: &'static str = "stable-rps";
     const SUMMARY: &'static str = "read all matrices from one small pool by circular shifts";
+
+    fn check(&self, config: &RpsConfig, model: &Decoder) -> Result<()> {
+        let names = pooled_weights(config, model)?;
+        let shapes = model.config.weights();
+        let pooled = shapes.iter().filter(|(name, _)| names.contains(name));
+        let elements = pooled.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        pool::slots(elements, config.compression, config.mapping).map(drop)
+    }
 
     fn share(
         &self,

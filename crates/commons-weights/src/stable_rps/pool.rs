@@ -50,27 +50,12 @@ pub struct Pooled {
     pub kept: f64,
 }
 
-/// Makes the weights `names` of `bank` from one pool with `compression` times fewer elements.
-///
-/// Weights stand in the order of their names, so places do not depend on how they are visited.
+/// Slots of a pool for `elements`.
 ///
 /// # Errors
 /// When compression is below 1 or leaves no slot, or a block does not fit the pool, saying what
 /// would.
-pub fn pool(
-    bank: &mut Bank,
-    names: &[String],
-    compression: f64,
-    mapping: Mapping,
-    fill: Fill,
-    seed: Seed,
-) -> Result<Pooled> {
-    let mut names: Vec<&String> = names.iter().collect();
-    names.sort();
-    names.dedup();
-    let weights: Vec<Tensor> =
-        names.iter().map(|n| Ok(bank.weight(n)?.detach())).collect::<Result<_>>()?;
-    let elements: usize = weights.iter().map(Tensor::elem_count).sum();
+pub(super) fn slots(elements: usize, compression: f64, mapping: Mapping) -> Result<usize> {
     if !(compression.is_finite() && compression >= 1.) {
         let why = format!("{compression} is not a number from 1: a larger pool saves nothing");
         return Err(Error::config("compression", format!("{why}; 1 is the nearest that works")));
@@ -87,6 +72,30 @@ pub fn pool(
             ),
         ));
     }
+    Ok(slots)
+}
+
+/// Makes the weights `names` of `bank` from one pool with `compression` times fewer elements.
+///
+/// Weights stand in the order of their names, so places do not depend on how they are visited.
+///
+/// # Errors
+/// When the compression is impossible, saying which is not, or a weight is constant.
+pub fn pool(
+    bank: &mut Bank,
+    names: &[String],
+    compression: f64,
+    mapping: Mapping,
+    fill: Fill,
+    seed: Seed,
+) -> Result<Pooled> {
+    let mut names: Vec<&String> = names.iter().collect();
+    names.sort();
+    names.dedup();
+    let weights: Vec<Tensor> =
+        names.iter().map(|n| Ok(bank.weight(n)?.detach())).collect::<Result<_>>()?;
+    let elements: usize = weights.iter().map(Tensor::elem_count).sum();
+    let slots = slots(elements, compression, mapping)?;
     let values: Vec<Vec<f32>> =
         weights.iter().map(|w| Ok(w.flatten_all()?.to_vec1()?)).collect::<Result<_>>()?;
     let mean_scale = values.iter().map(|v| deviation(v)).sum::<f64>() / values.len().max(1) as f64;

@@ -189,6 +189,7 @@ pub fn run(app: &App, args: &CompressArgs) -> Result<Done> {
         return Err(Failure::usage(&config.model, what)
             .help("compress the model they were added to, and add streams to the result"));
     }
+    compressor.check(&config.options, &original.model)?;
     if args.dry_run {
         return dry_run(app, config, *compressor, &original);
     }

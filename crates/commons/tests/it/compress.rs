@@ -52,6 +52,26 @@ fn the_other_method_and_the_other_format() {
 }
 
 #[test]
+fn what_cannot_work_is_refused_before_anything_is_measured() {
+    let place = Place::new();
+    place.model("m", 4);
+    place.text("t.txt", 200);
+    for (method, option, remedy) in [
+        ("foldgpt", "remove=2", "not in 0..1"),
+        ("relaxed-recursive", "loops=3", "take one of [1, 2, 4]"),
+        ("masa", "groups=9", "groups"),
+        ("kdgqa", "scheme=pgqa", "use gqa"),
+        ("stable-rps", "compression=0.5", "1 is the nearest"),
+        ("mor", "mixture.recursions=1", "use 2 or more"),
+        ("parscale", "sigma=0", "use 0.02"),
+    ] {
+        let line = format!("compress --model m --method {method} --data t.txt -o x");
+        place.refused(&format!("{line} --set options.{option}"), &[remedy]);
+        assert!(!place.path("x").exists() && !place.path("x.work").exists(), "{method}");
+    }
+}
+
+#[test]
 fn unequal_groups_are_shown_used_and_written_out() {
     let place = Place::new();
     place.text("t.txt", 400);
