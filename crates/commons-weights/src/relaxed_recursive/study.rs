@@ -97,7 +97,7 @@ pub enum Variant {
     RelaxedWhitened,
     /// As [`Self::RelaxedWhitened`], the shared matrices fitted together with the terms.
     RelaxedFitted,
-    /// As [`Self::RelaxedSvd`], healed with a prediction after every loop.
+    /// As [`Self::RelaxedFitted`], healed with a prediction after every loop.
     RelaxedExits,
     /// Layers dropped down to the strict model's parameters.
     DroppedLikeStrict,
@@ -140,7 +140,7 @@ impl Variant {
             Self::RelaxedSvd => "relaxed, SVD start",
             Self::RelaxedWhitened => "relaxed, whitened SVD start",
             Self::RelaxedFitted => "relaxed, fitted together",
-            Self::RelaxedExits => "relaxed, SVD start, early exits",
+            Self::RelaxedExits => "relaxed, fitted together, early exits",
             Self::DroppedLikeStrict => "layers dropped, size of strict",
             Self::DroppedLikeRelaxed => "layers dropped, size of relaxed",
         }
@@ -162,7 +162,7 @@ pub struct Ending {
     pub before: f64,
     /// Perplexity on the test text after healing.
     pub after: f64,
-    /// What it predicts after each loop; of looped models with low-rank terms.
+    /// What it predicts after each loop; of the fitted models, healed with exits and without.
     pub exits: Option<ExitProfile>,
 }
 
@@ -246,13 +246,13 @@ impl Study {
         let config = match variant {
             Variant::Strict => self.config(self.strict_init, 0, LoraInit::Zero),
             Variant::RelaxedZero => self.config(self.strict_init, self.rank, LoraInit::Zero),
-            Variant::RelaxedSvd | Variant::RelaxedExits => {
-                self.config(self.svd_init, self.rank, LoraInit::Svd)
-            }
+            Variant::RelaxedSvd => self.config(self.svd_init, self.rank, LoraInit::Svd),
             Variant::RelaxedWhitened => {
                 self.config(self.svd_init, self.rank, LoraInit::WhitenedSvd)
             }
-            Variant::RelaxedFitted => self.config(Init::Fitted, self.rank, LoraInit::WhitenedSvd),
+            Variant::RelaxedFitted | Variant::RelaxedExits => {
+                self.config(Init::Fitted, self.rank, LoraInit::WhitenedSvd)
+            }
             Variant::DroppedLikeStrict => return dropped(sizes.0),
             Variant::DroppedLikeRelaxed => return dropped(sizes.1),
         };
@@ -301,14 +301,14 @@ impl Study {
         Ok(endings)
     }
 
-    /// What the relaxed models from the decomposition predict after each loop.
+    /// What the fitted models predict after each loop.
     fn exits(
         &self,
         variant: Variant,
         model: &Decoder,
         material: &Material,
     ) -> Result<Option<ExitProfile>> {
-        if !matches!(variant, Variant::RelaxedSvd | Variant::RelaxedExits) || self.loops < 2 {
+        if !matches!(variant, Variant::RelaxedFitted | Variant::RelaxedExits) || self.loops < 2 {
             return Ok(None);
         }
         let mut model = model.clone();
