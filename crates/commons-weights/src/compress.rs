@@ -36,6 +36,28 @@ impl Context<'_> {
     }
 }
 
+/// Refuses weights that are made from others already: a plan has depth one. `or` is appended to the
+/// remedy.
+///
+/// # Errors
+/// Naming the first such weight of `names`.
+pub(crate) fn check_own(
+    model: &Decoder,
+    names: impl IntoIterator<Item = String>,
+    or: &str,
+) -> Result<()> {
+    match names.into_iter().find(|name| model.bank.plan().get(name).is_some()) {
+        Some(name) => Err(Error::config(
+            name,
+            format!(
+                "is made from others already: write the model out with `commons materialize` \
+                 first{or}"
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// A model whose weights are shared, before healing.
 #[derive(Debug)]
 pub struct Shared {
@@ -56,7 +78,8 @@ pub trait Compress: Sync {
     /// One line for lists.
     const SUMMARY: &'static str;
 
-    /// Refuses what cannot work on `model`, as far as that shows before anything is computed.
+    /// Refuses what cannot work on `model`, as far as that shows before anything is computed; options
+    /// of healing are checked by [`AnyCompress::check`].
     ///
     /// # Errors
     /// When the method does not apply to the model (saying why, and the nearest setting that does)
@@ -91,10 +114,10 @@ pub trait AnyCompress: Sync {
     fn default_config(&self) -> Result<Value>;
     /// JSON schema of the options.
     fn schema(&self) -> Value;
-    /// [`Compress::check`].
+    /// [`Compress::check`], and that of the options of healing.
     ///
     /// # Errors
-    /// As [`Compress::check`], and naming an unknown option.
+    /// As [`Compress::check`] and [`HealConfig::check`], and naming an unknown option.
     fn check(&self, config: &Value, model: &Decoder) -> Result<()>;
     /// [`Compress::share`].
     ///
@@ -131,7 +154,9 @@ impl<C: Compress> AnyCompress for C {
     }
 
     fn check(&self, config: &Value, model: &Decoder) -> Result<()> {
-        Compress::check(self, &parse(config)?, model)
+        let mut config: C::Config = parse(config)?;
+        Compress::healing(self, &mut config).check()?;
+        Compress::check(self, &config, model)
     }
 
     fn share(&self, config: &Value, model: &Decoder, context: &mut Context<'_>) -> Result<Shared> {

@@ -381,7 +381,6 @@ impl Compress for FoldGpt {
         "delete blocks by learned gates, let neighbours share one block's matrices";
 
     fn check(&self, config: &FoldGptConfig, model: &Decoder) -> Result<()> {
-        config.heal.check()?;
         config.removed_blocks(model.config.num_hidden_layers).map(drop)
     }
 

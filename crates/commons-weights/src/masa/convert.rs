@@ -12,7 +12,7 @@ use super::calibrate::{Calibration, cut};
 use super::dictionary::{self, Projection};
 use super::pca::MatrixPca;
 use super::{Config, Ranks, Trainable};
-use crate::compress::Context;
+use crate::compress::{Context, check_own};
 use crate::linalg::{TruncatedSvd, Whitening, truncated_svd};
 use crate::{Error, Result};
 
@@ -123,14 +123,7 @@ impl Residual {
 pub(super) fn check(config: &Config, model: &Decoder) -> Result<()> {
     config.check(&model.config)?;
     let names = config.share.iter().flat_map(|p| p.of_decoder(&model.config));
-    match names.into_iter().find(|name| model.bank.plan().get(name).is_some()) {
-        Some(name) => {
-            let why = "is made from others already: write the model out with `commons \
-                       materialize` first, or leave this projection out of `share`";
-            Err(Error::config(name, why))
-        }
-        None => Ok(()),
-    }
+    check_own(model, names, ", or leave this projection out of `share`")
 }
 
 /// Converts `model`.

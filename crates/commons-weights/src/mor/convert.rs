@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::baseline::{layer_weight, mean_weight, spread_layers};
-use crate::compress::{Compress, Context, Shared};
+use crate::compress::{Compress, Context, Shared, check_own};
 use crate::heal::HealConfig;
 use crate::{Error, Result};
 
@@ -81,13 +81,8 @@ fn check(config: &Config, model: &Decoder) -> Result<DecoderConfig> {
         DecoderConfig { mixture_of_recursions: Some(mixture.clone()), ..model.config.clone() };
     shape.check()?;
     check_groups(&shape)?;
-    let mut names = shape.weights().into_iter().map(|(name, _)| name);
-    let shared = |n: &String| layer_weight(n).is_some() && model.bank.plan().get(n).is_some();
-    if let Some(name) = names.find(shared) {
-        let reason =
-            "is made from others already: write the model out with `commons materialize` first";
-        return Err(Error::config(name, reason));
-    }
+    let names = shape.weights().into_iter().map(|(name, _)| name);
+    check_own(model, names.filter(|name| layer_weight(name).is_some()), "")?;
     Ok(shape)
 }
 

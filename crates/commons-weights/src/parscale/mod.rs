@@ -212,7 +212,6 @@ impl Compress for ParScale {
         "pass the layers in parallel streams; adds few parameters, removes none (2025)";
 
     fn check(&self, config: &Config, model: &Decoder) -> Result<()> {
-        config.heal.check()?;
         add::with_streams(&model.config, config.parallel_streams()?).map(drop)
     }
 

@@ -96,9 +96,9 @@ use serde::{Deserialize, Serialize};
 pub use evidence::Evidence;
 pub use pool::{Fill, Mapping, POOL, Pooled, gradient_scaler, loads, pool, scale_gradient, scaler};
 
-use crate::compress::{Compress, Context, Shared};
+use crate::Result;
+use crate::compress::{Compress, Context, Shared, check_own};
 use crate::heal::HealConfig;
-use crate::{Error, Result};
 
 /// Options of the method for decoders.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -146,7 +146,7 @@ pub fn fresh(config: &RpsConfig, model: &Decoder, seed: Seed) -> Result<(Decoder
 /// Names of the weights that are to be made from the pool.
 ///
 /// # Errors
-/// When one of them is made from others, or the pool would be empty.
+/// When one of them is made from others.
 fn pooled_weights(config: &RpsConfig, model: &Decoder) -> Result<Vec<String>> {
     let mut names: Vec<String> = (0..model.config.num_hidden_layers)
         .flat_map(|l| BLOCK_MATRICES.map(|m| format!("{}{m}", layer_prefix(l))))
@@ -157,12 +157,7 @@ fn pooled_weights(config: &RpsConfig, model: &Decoder) -> Result<Vec<String>> {
             names.push("lm_head.weight".into());
         }
     }
-    if let Some(shared) = names.iter().find(|n| model.bank.plan().get(n).is_some()) {
-        return Err(Error::config(
-            shared.as_str(),
-            "is made from others already: write the model out with `commons materialize` first",
-        ));
-    }
+    check_own(model, names.iter().cloned(), "")?;
     Ok(names)
 }
 
@@ -202,9 +197,10 @@ impl Compress for StableRps {
 
     fn check(&self, config: &RpsConfig, model: &Decoder) -> Result<()> {
         let names = pooled_weights(config, model)?;
-        let shapes = model.config.weights();
-        let pooled = shapes.iter().filter(|(name, _)| names.contains(name));
-        let elements = pooled.map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        let mut elements = 0;
+        for name in &names {
+            elements += model.bank.shape(name)?.iter().product::<usize>();
+        }
         pool::slots(elements, config.compression, config.mapping).map(drop)
     }
 

@@ -174,7 +174,6 @@ pub fn run(app: &App, args: &CompressArgs) -> Result<Done> {
     original.model.config.check_dense()?;
     settings = settings::resolve(app, args, Some(&original.model.config))?;
     let Resolved { config, compressor, heal } = &settings;
-    heal.check()?;
     if config.baselines && config.options.get("rank").is_none() {
         let what = format!("measures a model tied at rank 0, and `{}` has no rank", config.method);
         return Err(

@@ -58,8 +58,9 @@ fn what_cannot_work_is_refused_before_anything_is_measured() {
     place.text("t.txt", 200);
     for (method, option, remedy) in [
         ("foldgpt", "remove=2", "not in 0..1"),
+        ("foldgpt", "heal.temperature=0", "temperature"),
         ("relaxed-recursive", "loops=3", "take one of [1, 2, 4]"),
-        ("masa", "groups=9", "groups"),
+        ("masa", "groups=9", "9 is not in 1..=4"),
         ("kdgqa", "scheme=pgqa", "use gqa"),
         ("stable-rps", "compression=0.5", "1 is the nearest"),
         ("mor", "mixture.recursions=1", "use 2 or more"),
